@@ -1,0 +1,71 @@
+"""What a command shows while it works: progress bars on a terminal, a plain line now and then in a log, all on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+LOG_SECONDS = 15.0
+"""In a log file (no terminal) a progress line is written at most this often."""
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    """Write one line for the person who started the command (stderr: stdout is for results)."""
+    _console.print(line, markup=False)
+
+
+def warn(line: str) -> None:
+    """Write one line that should be noticed."""
+    _console.print(f"warning: {line}", markup=False, style="yellow")
+
+
+def is_terminal() -> bool:
+    """Whether a person is watching."""
+    return _console.is_terminal and sys.stderr.isatty()
+
+
+def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    """Yield `items`, showing how many of `total` are done, the rate per second and the time that remains."""
+    if is_terminal():
+        yield from _bar(items, what, total)
+    else:
+        yield from _lines(items, what, total)
+
+
+def _bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console, transient=False) as bar:
+        task = bar.add_task(what, total=total, rate="")
+        begin = time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            bar.update(task, completed=done, rate=f"{done / max(time.monotonic() - begin, 1e-9):,.0f}/s")
+
+
+def _lines(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+    begin = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if now - last >= LOG_SECONDS:
+            rate = done / (now - begin)
+            say(f"{what}: {done:,}/{total:,}, {rate:,.0f}/s, {max(total - done, 0) / max(rate, 1e-9):,.0f} s left")
+            last = now
+    say(f"{what}: {done:,} in {time.monotonic() - begin:.1f} s")

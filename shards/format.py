@@ -1,0 +1,216 @@
+"""The shard set on disk, format version 1: dataset.json, the sample table and the index that readers map into memory.
+
+SET/dataset.json      what is in the set: classes, shards with sha256, splits, audit
+SET/samples.parquet   a row per sample; the row number is the sample id
+SET/samples.npy       the same rows as a fixed-width index (INDEX_DTYPE), memory-mappable
+SET/rejected.csv      a row per image left out, with the reason
+SET/PART-000000.tar   plain WebDataset; beside it the DALI index PART-000000.idx
+SET/report.html       the set for people
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.atomic import write_json
+from shards.errors import BadInput
+
+FORMAT = "bloodcell-shards"
+VERSION = 1
+
+INDEX_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),  # of the image bytes inside their tar
+        ("size", "<u4"),  # bytes of the image
+        ("crc32", "<u4"),  # of those bytes, checked at every read
+        ("shard", "<u4"),  # position in DatasetInfo.shards
+        ("label", "<i4"),  # class index
+        ("width", "<u4"),  # pixels, after EXIF orientation is applied
+        ("height", "<u4"),
+    ]
+)
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # name inside the tar, unique in the set: [a-z0-9_]+
+        ("split", pa.string()),  # the part: train, val, test or fold0, fold1, ...
+        ("label", pa.int32()),
+        ("class", pa.string()),
+        ("group", pa.string()),  # patient, slide or duplicate cluster; never crosses parts
+        ("source", pa.string()),  # path below the folder that was packed
+        ("sha256", pa.string()),  # of the image bytes
+        ("crc32", pa.uint32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),  # as PIL names it: RGB, L, CMYK, I;16, P, ...
+        ("format", pa.string()),  # as PIL names it: JPEG, PNG, BMP, ...
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
+
+REJECTED_COLUMNS = ("source", "class", "reason", "detail")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar: its file name, the part it belongs to, its samples and bytes, its sha256 and the id of its first sample."""
+
+    file: str
+    part: str
+    samples: int
+    bytes: int
+    sha256: str
+    first: int
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset.json says. `splits` maps a split (`train`, or `fold3/train`) to the names of its parts."""
+
+    classes: list[str]
+    shards: list[ShardInfo]
+    splits: dict[str, list[str]]
+    samples: dict[str, dict[str, int]]  # part -> class -> count
+    split: dict[str, Any]  # method, fractions, seed, deviation
+    audit: dict[str, Any]
+    options: dict[str, Any]  # how it was packed
+    images_in: int
+    rejected: int
+    fingerprint: str  # of classes, parts and image bytes: two sets that agree on it are the same data
+    format: str = FORMAT
+    version: int = VERSION
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def parts_of(self, split: str) -> list[str]:
+        """Return the parts of `split`; raises BadInput that names the splits there are."""
+        if split not in self.splits:
+            raise BadInput(f"the set has no split {split!r}", "dataset.json", f"choose one of {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def ranges(self, split: str) -> np.ndarray:
+        """Return the sample ids of `split` as rows of half-open ranges [first, last), int64, shape (ranges, 2)."""
+        parts = set(self.parts_of(split))
+        found = [(s.first, s.first + s.samples) for s in self.shards if s.part in parts]
+        merged: list[list[int]] = []
+        for first, last in sorted(found):
+            if merged and merged[-1][1] == first:
+                merged[-1][1] = last
+            else:
+                merged.append([first, last])
+        return np.array(merged, dtype=np.int64).reshape(-1, 2)
+
+    def count(self, split: str) -> int:
+        """Return the number of samples in `split`."""
+        ranges = self.ranges(split)
+        return int((ranges[:, 1] - ranges[:, 0]).sum())
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the set was packed although its audit found leaks."""
+        return bool(self.audit.get("leaks"))
+
+
+def fingerprint(classes: list[str], rows: list[tuple[str, int, str]]) -> str:
+    """Return the identity of a set: sha256 over its classes and each sample's (part, label, sha256), in id order."""
+    digest = hashlib.sha256("\0".join(classes).encode())
+    for part, label, sha256 in rows:
+        digest.update(f"\n{part}\t{label}\t{sha256}".encode())
+    return digest.hexdigest()
+
+
+def write_dataset(folder: Path, info: DatasetInfo) -> None:
+    """Write dataset.json atomically; it is the last file of a set, so a set with one is whole."""
+    write_json(folder / "dataset.json", {"format": info.format, "version": info.version, **_without(asdict(info))})
+
+
+def _without(value: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in value.items() if k not in ("format", "version")}
+
+
+def read_dataset(folder: Path) -> DatasetInfo:
+    """Read dataset.json.
+
+    Raises:
+        BadInput: there is none, it is not ours, it is damaged, or it was written by a newer version.
+    """
+    path = folder / "dataset.json"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(
+            "no shard set here (no dataset.json)", folder, f"make one with `bloodcell pack IMAGES {folder}`"
+        ) from None
+    except NotADirectoryError:
+        raise BadInput("not a folder", folder, "give the folder that `bloodcell pack` wrote") from None
+    except (ValueError, OSError) as error:
+        raise BadInput(
+            f"dataset.json cannot be read: {error}", path, "pack the set again or restore the file"
+        ) from error
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise BadInput("dataset.json is not a bloodcell shard set", path, "pack the images with `bloodcell pack`")
+    if int(value.get("version", 0)) > VERSION:
+        raise BadInput(
+            f"the set has format version {value['version']}, this program reads up to {VERSION}",
+            path,
+            "update bloodcell",
+        )
+    try:
+        shards = [ShardInfo(**shard) for shard in value["shards"]]
+        return DatasetInfo(**{**value, "shards": shards})
+    except (KeyError, TypeError) as error:
+        raise BadInput(
+            f"dataset.json is incomplete: {error}", path, "pack the set again or restore the file"
+        ) from error
+
+
+def write_samples(folder: Path, table: pa.Table) -> None:
+    """Write samples.parquet and samples.npy from a table of SAMPLES_SCHEMA in sample-id order."""
+    pq.write_table(table.cast(SAMPLES_SCHEMA), folder / "samples.parquet", compression="zstd", row_group_size=100_000)
+    index = np.empty(table.num_rows, dtype=INDEX_DTYPE)
+    for name in INDEX_DTYPE.names or ():
+        index[name] = table.column(name).to_numpy()
+    np.save(folder / "samples.npy", index)
+
+
+def read_samples(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read (some columns of) samples.parquet; raises BadInput if it is missing or damaged."""
+    path = folder / "samples.parquet"
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise BadInput(
+            f"the sample table cannot be read: {error}", path, "restore the file or pack the set again"
+        ) from error
+
+
+def open_index(folder: Path, info: DatasetInfo) -> np.ndarray:
+    """Map samples.npy into memory, read-only, dtype INDEX_DTYPE, one row per sample id.
+
+    Raises:
+        BadInput: the file is missing, damaged or does not belong to dataset.json.
+    """
+    path = folder / "samples.npy"
+    try:
+        index: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"the sample index cannot be read: {error}", path, "restore the file or pack the set again"
+        ) from error
+    expected = sum(shard.samples for shard in info.shards)
+    if index.dtype != INDEX_DTYPE or index.shape != (expected,):
+        raise BadInput(
+            f"the sample index has {index.shape} rows of another layout, expected {expected}",
+            path,
+            "restore the file or pack the set again",
+        )
+    return index
