@@ -1,4 +1,4 @@
-"""What a command shows while it works: progress bars on a terminal, a plain line now and then in a log, all on stderr."""
+"""What a command shows while it works, on stderr: bars on a terminal, a plain line now and then in a log."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818 - it names what happens
     """A command ends: what happened, where, and what to do about it.
 
     Args:

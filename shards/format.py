@@ -63,7 +63,7 @@ REJECTED_COLUMNS = ("source", "class", "reason", "detail")
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar: its file name, the part it belongs to, its samples and bytes, its sha256 and the id of its first sample."""
+    """One tar: its file name, its part, its samples, bytes and sha256, and the id of its first sample."""
 
     file: str
     part: str
@@ -75,7 +75,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What dataset.json says. `splits` maps a split (`train`, or `fold3/train`) to the names of its parts."""
+    """What dataset.json says. `splits` maps a split (`train`, or `fold3/train`) to the file names of its shards."""
 
     classes: list[str]
     shards: list[ShardInfo]
@@ -91,16 +91,16 @@ class DatasetInfo:
     version: int = VERSION
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def parts_of(self, split: str) -> list[str]:
-        """Return the parts of `split`; raises BadInput that names the splits there are."""
+    def shards_of(self, split: str) -> list[ShardInfo]:
+        """Return the shards of `split`; raises BadInput that names the splits there are."""
         if split not in self.splits:
             raise BadInput(f"the set has no split {split!r}", "dataset.json", f"choose one of {', '.join(self.splits)}")
-        return self.splits[split]
+        files = set(self.splits[split])
+        return [shard for shard in self.shards if shard.file in files]
 
     def ranges(self, split: str) -> np.ndarray:
         """Return the sample ids of `split` as rows of half-open ranges [first, last), int64, shape (ranges, 2)."""
-        parts = set(self.parts_of(split))
-        found = [(s.first, s.first + s.samples) for s in self.shards if s.part in parts]
+        found = [(shard.first, shard.first + shard.samples) for shard in self.shards_of(split)]
         merged: list[list[int]] = []
         for first, last in sorted(found):
             if merged and merged[-1][1] == first:

@@ -1,0 +1,1 @@
+"""What a training process does: config, data, models, engine, evaluation, tracking, export."""

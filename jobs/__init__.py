@@ -1,0 +1,1 @@
+"""What people run: the `bloodcell` command line, recipes, launching, benchmarks."""

@@ -1,0 +1,213 @@
+"""Look at every image once and keep what can be trained on: undecodable files, duplicates and contradictions go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from shards.console import progress
+from shards.duplicates import connected, exact_groups, near_pairs
+from shards.features import FEATURES_DTYPE, compute
+from shards.images import UnusableImageError, examine
+from shards.parallel import chunked, map_ordered
+from shards.sources import Item
+
+CHUNK = 64
+"""Images that a worker examines for each task."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image that decodes: the item and what was seen. `size` in bytes, `width` and `height` in pixels."""
+
+    item: Item
+    sha256: str
+    pixels_sha256: str
+    crc32: int
+    size: int
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One image left out, and why: `reason` is a fixed word, `detail` says more."""
+
+    item: Item
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What is left after cleaning.
+
+    Attributes:
+        images: the images to pack, by path.
+        features: FEATURES_DTYPE [images].
+        groups: the group of each image: its patients and near-duplicates joined; "" where it stands alone.
+        rejected: what was left out.
+        findings: counts for the report: exact and near duplicates, joined groups, the largest cluster.
+    """
+
+    images: list[Image]
+    features: np.ndarray
+    groups: list[str]
+    rejected: list[Reject]
+    findings: dict[str, object]
+
+
+def clean(items: Sequence[Item], workers: int, near: bool = True) -> Cleaned:
+    """Examine all items and return what can be packed; len(images) + len(rejected) == len(items)."""
+    images, features, rejected = examine_all(items, workers)
+    keep, doubles, links = _exact(images)
+    rejected += doubles
+    joined = _join_names([image.item.group for image in images], links)
+    kept = [images[i] for i in keep]
+    names = [joined[images[i].item.group] if images[i].item.group else "" for i in keep]
+    features = features[keep]
+    pairs = near_pairs(features) if near else np.empty((0, 2), dtype=np.int64)
+    groups, clusters = _group(kept, names, pairs)
+    findings: dict[str, object] = {
+        "exact_duplicates": sum(reject.reason == "exact duplicate" for reject in rejected),
+        "contradictions": sum(reject.reason == "contradicting label" for reject in rejected),
+        "near_pairs": len(pairs),
+        "near_clusters": clusters["clusters"],
+        "largest_cluster": clusters["largest"],
+        "near_contradictions": sum(kept[int(p[0])].item.label != kept[int(p[1])].item.label for p in _ends(pairs)),
+        "joined_groups": sum(name not in ("", old) for old, name in joined.items()),
+    }
+    rejected.sort(key=lambda reject: reject.item.source)
+    return Cleaned(kept, features, groups, rejected, findings)
+
+
+def examine_all(items: Sequence[Item], workers: int) -> tuple[list[Image], np.ndarray, list[Reject]]:
+    """Read, decode and hash every item; return the images, their features and the ones that cannot be used."""
+    images: list[Image] = []
+    rejected: list[Reject] = []
+    features: list[np.ndarray] = []
+    results = map_ordered(_examine_chunk, chunked(items, CHUNK), workers)
+    for seen, rows, bad in _ticking(results, len(items)):
+        images += seen
+        rejected += bad
+        features.append(rows)
+    return images, np.concatenate([np.empty(0, FEATURES_DTYPE), *features]), rejected
+
+
+def _ticking(results: Iterable[tuple[list[Image], np.ndarray, list[Reject]]], total: int) -> Iterable:
+    """Pass chunks on while the progress bar counts images."""
+
+    def images() -> Iterable:
+        for chunk in results:
+            yield chunk
+            for _ in range(len(chunk[0]) + len(chunk[2]) - 1):
+                yield None
+
+    return (chunk for chunk in progress(images(), "examining", total) if chunk is not None)
+
+
+def _examine_chunk(items: list[Item]) -> tuple[list[Image], np.ndarray, list[Reject]]:
+    images: list[Image] = []
+    rejected: list[Reject] = []
+    features = np.empty(len(items), FEATURES_DTYPE)
+    for item in items:
+        reject = partial(Reject, item)
+        try:
+            data = item.path.read_bytes()
+            seen = examine(data)
+        except UnusableImageError as error:
+            rejected.append(reject(error.reason, error.detail))
+            continue
+        except OSError as error:
+            rejected.append(reject("unreadable", error.strerror or str(error)))
+            continue
+        features[len(images)] = compute(seen.rgb)
+        images.append(
+            Image(
+                item,
+                seen.sha256,
+                seen.pixels_sha256,
+                seen.crc32,
+                len(data),
+                seen.width,
+                seen.height,
+                seen.mode,
+                seen.format,
+            )
+        )
+    return images, features[: len(images)], rejected
+
+
+def _exact(images: list[Image]) -> tuple[list[int], list[Reject], list[tuple[str, str]]]:
+    """Return the positions to keep, the duplicates and contradictions, and pairs of groups that share an image."""
+    drop: set[int] = set()
+    rejected: list[Reject] = []
+    links: list[tuple[str, str]] = []
+    for cluster in exact_groups([image.pixels_sha256 for image in images]):
+        first, *others = [images[i] for i in cluster]
+        named = [image.item.group for image in (first, *others) if image.item.group]
+        links += [(named[0], name) for name in named[1:]]
+        if len({images[i].item.label for i in cluster}) > 1:
+            drop.update(cluster)
+            members = ", ".join(images[i].item.source for i in cluster)
+            rejected += [Reject(images[i].item, "contradicting label", f"one picture: {members}") for i in cluster]
+            continue
+        drop.update(cluster[1:])
+        for other in others:
+            same = "bytes" if other.sha256 == first.sha256 else "pixels"
+            rejected.append(Reject(other.item, "exact duplicate", f"same {same} as {first.item.source}"))
+    return [i for i in range(len(images)) if i not in drop], rejected, links
+
+
+def _join_names(names: Sequence[str], links: list[tuple[str, str]]) -> dict[str, str]:
+    """Map each group name to the name of the union of all groups that are linked with it ('20+21')."""
+    known = sorted({name for name in names if name})
+    position = {name: i for i, name in enumerate(known)}
+    pairs = np.array([(position[a], position[b]) for a, b in links], dtype=np.int64).reshape(-1, 2)
+    labels = connected(len(known), pairs)
+    members: dict[int, list[str]] = {}
+    for name, label in zip(known, labels, strict=True):
+        members.setdefault(int(label), []).append(name)
+    return {name: "+".join(members[int(label)]) for name, label in zip(known, labels, strict=True)}
+
+
+def _ends(pairs: np.ndarray) -> np.ndarray:
+    """Return the two positions of each pair, int64 [pairs, 2]."""
+    if pairs.dtype.names:
+        return np.stack([pairs["a"], pairs["b"]], axis=1).astype(np.int64)
+    return pairs.reshape(-1, 2).astype(np.int64)
+
+
+def _group(images: list[Image], names: list[str], pairs: np.ndarray) -> tuple[list[str], dict[str, int]]:
+    """Join patients and near-duplicates; return each image's group name and counts of the near-duplicate clusters."""
+    near = _ends(pairs)
+    same = _same_name_pairs(names)
+    labels = connected(len(images), np.concatenate([near, same]))
+    sizes = np.bincount(labels, minlength=len(images)) if len(images) else np.empty(0, np.int64)
+    found: dict[int, set[str]] = {}
+    for name, label in zip(names, labels, strict=True):
+        found.setdefault(int(label), set()).update({name} if name else set())
+    title = {
+        label: "+".join(sorted(found[label])) or (f"near:{images[label].item.source}" if sizes[label] > 1 else "")
+        for label in found
+    }
+    clusters = np.bincount(connected(len(images), near)) if len(images) else np.empty(0, np.int64)
+    counts = {"clusters": int((clusters > 1).sum()), "largest": int(clusters.max(initial=0))}
+    return [title[int(label)] for label in labels], counts
+
+
+def _same_name_pairs(names: list[str]) -> np.ndarray:
+    """Chain the images of each named group, int64 [pairs, 2]."""
+    last: dict[str, int] = {}
+    chain = []
+    for position, name in enumerate(names):
+        if name:
+            if name in last:
+                chain.append((last[name], position))
+            last[name] = position
+    return np.array(chain, dtype=np.int64).reshape(-1, 2)

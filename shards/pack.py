@@ -1,0 +1,362 @@
+"""From images to a shard set: list, clean, split, audit, write. The same input gives the same bytes on any machine."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shards.atomic import new_folder
+from shards.audit import audit, summary
+from shards.clean import Cleaned, Image, clean
+from shards.console import progress, say, warn
+from shards.errors import BadInput, EnvironmentFault
+from shards.format import (
+    REJECTED_COLUMNS,
+    SAMPLES_SCHEMA,
+    DatasetInfo,
+    ShardInfo,
+    fingerprint,
+    write_dataset,
+    write_samples,
+)
+from shards.images import EXTENSIONS
+from shards.parallel import available_cores, map_ordered
+from shards.report import write_set_report
+from shards.sources import list_folder, list_table
+from shards.split import Split, order_key, parse_fractions, split
+from shards.tar import ShardWriter
+
+KEY_LENGTH = 80
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack. Every field but `workers` decides what the set contains and is stored in dataset.json."""
+
+    split: str = field(default="80/10/10", metadata={"help": "shares of train, val and test in percent"})
+    folds: int = field(default=0, metadata={"help": "cross-validation folds instead of --split; 0 is none"})
+    seed: int = field(default=0, metadata={"help": "of the split and of the order inside the shards"})
+    table: str = field(default="", metadata={"help": "CSV, TSV or parquet with path, label and group columns"})
+    group_column: str = field(default="", metadata={"help": "column of --table that names patient or slide"})
+    group_pattern: str = field(default="", metadata={"help": "regular expression that finds the group in a path"})
+    near: bool = field(default=True, metadata={"help": "search near-duplicates and keep them in one part"})
+    shard_bytes: int = field(default=256 << 20, metadata={"help": "largest size of a shard in bytes"})
+    shard_samples: int = field(default=10_000, metadata={"help": "largest number of samples in a shard"})
+    allow_leaks: bool = field(default=False, metadata={"help": "write the set although its audit finds leaks"})
+    workers: int = field(default=0, metadata={"help": "processes; 0 is one for each core"})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its place in the set: key, label, group and part."""
+
+    image: Image
+    key: str
+    label: int
+    group: str
+    part: str
+
+
+def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
+    """Pack the images below `source` into the shard set `target`.
+
+    Returns:
+        {"packed", "rejected", "splits": {part: {class: n}}, "shards": [{file, samples, bytes, sha256}], ...}
+
+    Raises:
+        BadInput: nothing usable below `source`, `target` exists, a class is too small, or the split leaks.
+        EnvironmentFault: the disk is full or fails.
+    """
+    if target.exists():
+        raise BadInput("the set exists already", target, "choose another name or remove it first")
+    fractions = _fractions(options)
+    workers = options.workers or available_cores()
+    listing = (
+        list_table(source, Path(options.table), options.group_column or None)
+        if options.table
+        else list_folder(source, options.group_pattern or None)
+    )
+    say(
+        f"{len(listing.items):,} images below {source}"
+        + (f", {listing.ignored} other files" if listing.ignored else "")
+    )
+    cleaned = clean(listing.items, workers, options.near)
+    classes = sorted({item.label for item in listing.items})
+    _check_classes_left(classes, cleaned, source)
+    samples, division = _place(cleaned, classes, fractions, options.seed)
+    audited = _audit(samples, cleaned, options.allow_leaks)
+    _check_space(target, sum(sample.image.size for sample in samples))
+    with new_folder(target) as folder:
+        info = _write(folder, samples, classes, division, audited, cleaned, options, workers, source)
+        write_set_report(folder)
+    return _result(info, target)
+
+
+def _fractions(options: PackOptions) -> dict[str, float]:
+    if options.folds:
+        if options.folds < 2:
+            raise BadInput(f"{options.folds} fold is no cross-validation", "--folds", "give 2 or more, 5 is usual")
+        return {f"fold{k}": 1 / options.folds for k in range(options.folds)}
+    return parse_fractions(options.split)
+
+
+def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> None:
+    left = {image.item.label for image in cleaned.images}
+    for name in classes:
+        if name not in left:
+            reasons = Counter(reject.reason for reject in cleaned.rejected if reject.item.label == name)
+            said = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+            raise BadInput(
+                f"class {name!r} has no usable image ({said})", source, "mend its files or remove the folder"
+            )
+
+
+def _place(cleaned: Cleaned, classes: list[str], fractions: dict[str, float], seed: int) -> tuple[list[Sample], Split]:
+    """Name, split and order the samples: part by part, shuffled inside each part by the seed."""
+    keys = make_keys([image.item.source for image in cleaned.images])
+    labels = [classes.index(image.item.label) for image in cleaned.images]
+    division = split(labels, cleaned.groups, keys, fractions, seed, classes)
+    order = sorted(range(len(keys)), key=lambda i: (division.assignment[i], order_key(seed, keys[i])))
+    samples = [
+        Sample(cleaned.images[i], keys[i], labels[i], cleaned.groups[i], division.parts[division.assignment[i]])
+        for i in order
+    ]
+    return samples, division
+
+
+def make_keys(sources: list[str]) -> list[str]:
+    """Turn paths into unique names of [a-z0-9_]+; paths that would share a name get a hash of the path behind it."""
+    slugs = [re.sub(r"[^a-z0-9]+", "_", source.rsplit(".", 1)[0].lower()).strip("_") for source in sources]
+    seen = Counter(slugs)
+    keys = []
+    for source, slug in zip(sources, slugs, strict=True):
+        if not slug or len(slug) > KEY_LENGTH or seen[slug] > 1:
+            slug = f"{slug[:KEY_LENGTH]}_{order_key(0, source).hex()[:12]}".lstrip("_")
+        keys.append(slug)
+    return keys
+
+
+def _audit(samples: list[Sample], cleaned: Cleaned, allow_leaks: bool) -> dict[str, Any]:
+    position = {image.item.source: i for i, image in enumerate(cleaned.images)}
+    rows = np.array([position[sample.image.item.source] for sample in samples], dtype=np.int64)
+    parts = [sample.part for sample in samples]
+    found = audit(
+        parts,
+        [sample.group for sample in samples],
+        [sample.image.sha256 for sample in samples],
+        cleaned.features["thumbnail"][rows],
+    )
+    names = [sample.image.item.source for sample in samples]
+    result = summary(found, names)
+    if found.leaks and not allow_leaks:
+        first = found.leaks[0]
+        raise BadInput(
+            f"the split leaks: {len(found.leaks)} times, first {names[first.a]} ({parts[first.a]}) and "
+            f"{names[first.b]} ({parts[first.b]}), {first.kind}",
+            "audit",
+            "let near-duplicates and patients be grouped, or --allow-leaks to write a set marked as leaking",
+        )
+    if found.leaks:
+        warn(f"the split leaks {len(found.leaks)} times; the set and every report made from it will say so")
+    return result
+
+
+def _check_space(target: Path, size: int) -> None:
+    parent = target.parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < size:
+        raise EnvironmentFault(
+            f"not enough room: {size / 1e6:,.0f} MB to write, {free / 1e6:,.0f} MB free", parent, "choose another disk"
+        )
+
+
+def _write(
+    folder: Path,
+    samples: list[Sample],
+    classes: list[str],
+    division: Split,
+    audited: dict[str, Any],
+    cleaned: Cleaned,
+    options: PackOptions,
+    workers: int,
+    source: Path,
+) -> DatasetInfo:
+    plans = _plan_shards(samples, classes, options, folder)
+    written = list(progress(map_ordered(write_shard, plans, workers), "writing shards", len(plans)))
+    shards, first = [], 0
+    for plan, (summary_, _) in zip(plans, written, strict=True):
+        shards.append(ShardInfo(plan.path.name, plan.part, summary_.samples, summary_.bytes, summary_.sha256, first))
+        first += summary_.samples
+    offsets = [offset for _, shard_offsets in written for offset in shard_offsets]
+    numbers = [number for number, plan in enumerate(plans) for _ in plan.samples]
+    write_samples(folder, _table(samples, classes, numbers, offsets))
+    _write_rejected(folder / "rejected.csv", cleaned)
+    counts = {part: {name: 0 for name in classes} for part in division.parts}
+    for sample in samples:
+        counts[sample.part][classes[sample.label]] += 1
+    stored = {name: value for name, value in asdict(options).items() if name != "workers"}
+    stored["table"] = Path(options.table).name
+    info = DatasetInfo(
+        classes=classes,
+        shards=shards,
+        splits=_splits(division.parts, shards),
+        samples=counts,
+        split={
+            "method": "stratified, grouped",
+            "fractions": _fractions(options),
+            "seed": options.seed,
+            "deviation": round(division.deviation, 6),
+        },
+        audit=audited,
+        options={"source": source.resolve().name, **stored},
+        images_in=len(samples) + len(cleaned.rejected),
+        rejected=len(cleaned.rejected),
+        fingerprint=fingerprint(classes, [(s.part, s.label, s.image.sha256) for s in samples]),
+        extra={"duplicates": cleaned.findings},
+    )
+    write_dataset(folder, info)
+    return info
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """What one shard will hold."""
+
+    path: Path
+    part: str
+    classes: list[str]
+    samples: list[Sample]
+
+
+def _plan_shards(samples: list[Sample], classes: list[str], options: PackOptions, folder: Path) -> list[ShardPlan]:
+    """Cut each part into shards by size and count, without looking at anything but the samples."""
+    plans: list[ShardPlan] = []
+    current: list[Sample] = []
+    size = 0
+    numbers: Counter[str] = Counter()
+
+    def close() -> None:
+        nonlocal current, size
+        if current:
+            part = current[0].part
+            plans.append(ShardPlan(folder / f"{part}-{numbers[part]:06d}.tar", part, classes, current))
+            numbers[part] += 1
+        current, size = [], 0
+
+    for sample in samples:
+        grown = size + sample.image.size
+        full = grown > options.shard_bytes or len(current) >= options.shard_samples
+        if current and (full or sample.part != current[0].part):
+            close()
+        current.append(sample)
+        size += sample.image.size
+    close()
+    return plans
+
+
+def write_shard(plan: ShardPlan) -> tuple[Any, list[int]]:
+    """Write one tar with its index; return its summary and the offset of each sample's image bytes.
+
+    Raises:
+        BadInput: a file changed or vanished since it was examined.
+    """
+    import hashlib
+
+    offsets = []
+    with ShardWriter(plan.path) as writer:
+        for sample in plan.samples:
+            try:
+                data = sample.image.item.path.read_bytes()
+            except OSError as error:
+                raise BadInput(f"an image vanished while packing: {error.strerror}", sample.image.item.path) from error
+            if hashlib.sha256(data).hexdigest() != sample.image.sha256:
+                raise BadInput(
+                    "an image changed while packing", sample.image.item.path, "pack a folder that is at rest"
+                )
+            row = _row(sample, plan.classes)
+            members = [
+                (EXTENSIONS[sample.image.format], data),
+                ("cls", str(sample.label).encode()),
+                ("json", json.dumps(row, ensure_ascii=False).encode()),
+            ]
+            offsets.append(writer.add(sample.key, members)[0].offset)
+    return writer.summary, offsets
+
+
+def _row(sample: Sample, classes: list[str]) -> dict[str, Any]:
+    image = sample.image
+    return {
+        "key": sample.key,
+        "split": sample.part,
+        "label": sample.label,
+        "class": classes[sample.label],
+        "group": sample.group,
+        "source": image.item.source,
+        "sha256": image.sha256,
+        "width": image.width,
+        "height": image.height,
+        "mode": image.mode,
+        "format": image.format,
+    }
+
+
+def _table(samples: list[Sample], classes: list[str], numbers: list[int], offsets: list[int]) -> pa.Table:
+    rows = [_row(sample, classes) for sample in samples]
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+    columns["crc32"] = [sample.image.crc32 for sample in samples]
+    columns["shard"] = numbers
+    columns["offset"] = offsets
+    columns["size"] = [sample.image.size for sample in samples]
+    return pa.table({name: columns[name] for name in SAMPLES_SCHEMA.names}, schema=SAMPLES_SCHEMA)
+
+
+def _splits(parts: list[str], shards: list[ShardInfo]) -> dict[str, list[str]]:
+    """Name the splits: each part is one, or each fold gives a train, a val and a test split."""
+    files = {part: [shard.file for shard in shards if shard.part == part] for part in parts}
+    if not parts[0].startswith("fold"):
+        return files
+    splits = {}
+    for k, part in enumerate(parts):
+        val = parts[(k + 1) % len(parts)]
+        rest = [name for name in parts if name not in (part, val)] or [val]
+        splits[f"fold{k}/train"] = [file for name in rest for file in files[name]]
+        splits[f"fold{k}/val"] = files[val]
+        splits[f"fold{k}/test"] = files[part]
+    return splits
+
+
+def _write_rejected(path: Path, cleaned: Cleaned) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(REJECTED_COLUMNS)
+        for reject in cleaned.rejected:
+            source = os.fsencode(reject.item.source).decode("utf-8", "backslashreplace")
+            writer.writerow([source, reject.item.label, reject.reason, reject.detail])
+
+
+def _result(info: DatasetInfo, target: Path) -> dict[str, Any]:
+    packed = sum(shard.samples for shard in info.shards)
+    return {
+        "set": str(target),
+        "images": info.images_in,
+        "packed": packed,
+        "rejected": info.rejected,
+        "splits": info.samples,
+        "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in info.shards],
+        "duplicates": info.extra["duplicates"],
+        "leaks": info.audit["leaks"],
+        "fingerprint": info.fingerprint,
+        "report": str(target / "report.html"),
+    }

@@ -1,0 +1,58 @@
+"""Run a function over many items in several processes: results in order, memory bounded, failures loud."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import TypeVar
+
+from shards.errors import EnvironmentFault
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items (the last may be shorter)."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield function(item) for each item, in order, computed by `workers` processes (in this one if there is one).
+
+    At most four results a worker wait to be taken, so memory does not grow with the number of items.
+
+    Raises:
+        EnvironmentFault: a worker process was killed (out of memory, most often).
+    """
+    if workers <= 1:
+        yield from map(function, items)
+        return
+    # Not fork: this process may hold threads (the progress bar, pyarrow) whose locks a forked child would inherit.
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise EnvironmentFault("a worker process died", "", "use fewer --workers if memory is short") from error
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,173 @@
+"""Divide samples into parts: groups stay whole, classes keep their shares. A pure function of its arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which part each sample is in (int64 [samples], position in `parts`), and the largest miss of an asked share."""
+
+    parts: list[str]
+    assignment: np.ndarray
+    deviation: float
+
+
+def order_key(seed: int, text: str) -> bytes:
+    """Return a pseudo-random sort key of a text: the same on every machine, another for another seed."""
+    return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+
+
+def parse_fractions(text: str) -> dict[str, float]:
+    """Turn '80/10/10' into {'train': 0.8, 'val': 0.1, 'test': 0.1}; parts of 0 are left out.
+
+    Raises:
+        BadInput: not three numbers, negative, or not 100 in all.
+    """
+    try:
+        numbers = [float(number) for number in text.split("/")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 3 or min(numbers) < 0 or abs(sum(numbers) - 100) > 1e-6:
+        raise BadInput(f"not a split: {text!r}", "--split", "give three shares that add up to 100, such as 80/10/10")
+    return {part: n / 100 for part, n in zip(("train", "val", "test"), numbers, strict=True) if n > 0}
+
+
+def split(
+    labels: Sequence[int] | np.ndarray,
+    groups: Sequence[str],
+    keys: Sequence[str],
+    fractions: dict[str, float],
+    seed: int,
+    classes: Sequence[str],
+) -> Split:
+    """Assign every sample to a part so that no group is cut and each class is shared out as asked.
+
+    Groups of several samples are placed first, the largest first (ties in an order drawn from the seed), each where
+    the classes it brings are missing most; single samples then fill every part exactly as far as they reach.
+
+    Args:
+        labels: class index of each sample.
+        groups: group of each sample; "" is a group of its own.
+        keys: unique names; the draw depends on them and not on the order of the samples.
+        fractions: part -> share, adding up to 1.
+        seed: of the draw.
+        classes: class names, for messages.
+
+    Raises:
+        BadInput: a class has fewer groups than there are parts, so that some part would lack it.
+    """
+    label_array = np.asarray(labels, dtype=np.int64)
+    parts = list(fractions)
+    shares = np.array([fractions[part] for part in parts])
+    units = _units(groups, keys)
+    _check_enough(label_array, units, parts, classes)
+    totals = np.bincount(label_array, minlength=len(classes)).astype(float)
+    wanted = np.outer(shares, totals)
+    placed = np.zeros_like(wanted)
+    assignment = np.full(len(label_array), -1, dtype=np.int64)
+    ordered = sorted(units, key=lambda unit: (-len(unit), order_key(seed, min(keys[i] for i in unit))))
+    for unit in (u for u in ordered if len(u) > 1):
+        counts = np.bincount(label_array[unit], minlength=len(classes)).astype(float)
+        part = _best_part(counts, placed, wanted, totals)
+        assignment[unit] = part
+        placed[part] += counts
+    _fill_singles([u[0] for u in ordered if len(u) == 1], label_array, assignment, placed, wanted)
+    _mend_empty(ordered, label_array, assignment, placed, parts, classes)
+    deviation = float(np.abs(placed / np.maximum(totals, 1) - shares[:, None])[:, totals > 0].max())
+    return Split(parts, assignment, deviation)
+
+
+def _units(groups: Sequence[str], keys: Sequence[str]) -> list[list[int]]:
+    found: dict[str, list[int]] = {}
+    for position, group in enumerate(groups):
+        found.setdefault(f"g{group}" if group else f"k{keys[position]}", []).append(position)
+    return list(found.values())
+
+
+def _check_enough(labels: np.ndarray, units: list[list[int]], parts: list[str], classes: Sequence[str]) -> None:
+    per_class = np.zeros(len(classes), dtype=np.int64)
+    for unit in units:
+        per_class[np.unique(labels[unit])] += 1
+    for index, name in enumerate(classes):
+        if per_class[index] < len(parts):
+            images = int((labels == index).sum())
+            raise BadInput(
+                f"class {name!r} has {images} images in {per_class[index]} groups, too few for {len(parts)} parts",
+                ", ".join(parts),
+                "add images, ask for fewer parts, or leave the class out",
+            )
+
+
+def _best_part(counts: np.ndarray, placed: np.ndarray, wanted: np.ndarray, totals: np.ndarray) -> int:
+    """Return the part where adding `counts` makes the squared distance to the wanted shares least."""
+    scale = np.maximum(totals, 1)
+    before = ((placed - wanted) / scale) ** 2
+    after = ((placed + counts - wanted) / scale) ** 2
+    # Relative to what a part should hold, so that small parts are not overrun by large groups.
+    weight = 1 / np.maximum(wanted / scale, 1e-9)
+    return int(np.argmin(((after - before) * weight).sum(axis=1)))
+
+
+def _fill_singles(
+    singles: list[int], labels: np.ndarray, assignment: np.ndarray, placed: np.ndarray, wanted: np.ndarray
+) -> None:
+    """Deal single samples, class by class, so that each part comes as near to its share as rounding allows."""
+    by_class: dict[int, list[int]] = {}
+    for position in singles:
+        by_class.setdefault(int(labels[position]), []).append(position)
+    for label, members in sorted(by_class.items()):
+        quota = _largest_remainder(np.maximum(wanted[:, label] - placed[:, label], 0), len(members))
+        assignment[members] = np.repeat(np.arange(len(quota)), quota)
+        placed[:, label] += quota
+
+
+def _largest_remainder(need: np.ndarray, total: int) -> np.ndarray:
+    """Round `need`, scaled to add up to `total`, to integers that do."""
+    need = need if need.sum() > 0 else np.ones_like(need)
+    exact = need * (total / need.sum())
+    quota = np.floor(exact).astype(np.int64)
+    rest = np.argsort(-(exact - quota), kind="stable")[: total - int(quota.sum())]
+    quota[rest] += 1
+    return quota
+
+
+def _mend_empty(
+    units: list[list[int]],
+    labels: np.ndarray,
+    assignment: np.ndarray,
+    placed: np.ndarray,
+    parts: list[str],
+    classes: Sequence[str],
+) -> None:
+    """Where rounding left a part without a class, move the smallest unit of that class from the part that has most."""
+    for label in range(len(classes)):
+        for part in range(len(parts)):
+            if placed[part, label] > 0:
+                continue
+            owners = [u for u in units if (labels[u] == label).any()]
+            movable = [u for u in owners if _spares(u, labels, int(assignment[u[0]]), placed)]
+            if not movable:
+                raise BadInput(
+                    f"class {classes[label]!r} cannot be in {parts[part]!r} without cutting a group",
+                    "split",
+                    "choose other shares or another --seed",
+                )
+            unit = min(movable, key=lambda u: (len(u), -placed[assignment[u[0]], label]))
+            counts = np.bincount(labels[unit], minlength=len(classes))
+            placed[assignment[unit[0]]] -= counts
+            placed[part] += counts
+            assignment[unit] = part
+
+
+def _spares(unit: list[int], labels: np.ndarray, home: int, placed: np.ndarray) -> bool:
+    """Whether the unit's part keeps every class of the unit when the unit leaves."""
+    counts = np.bincount(labels[unit], minlength=placed.shape[1])
+    return bool((placed[home] - counts)[counts > 0].min() > 0)
