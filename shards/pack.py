@@ -104,8 +104,8 @@ def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
 
 def _fractions(options: PackOptions) -> dict[str, float]:
     if options.folds:
-        if options.folds < 2:
-            raise BadInput(f"{options.folds} fold is no cross-validation", "--folds", "give 2 or more, 5 is usual")
+        if options.folds < 3:
+            raise BadInput(f"{options.folds} folds leave no part for validation", "--folds", "give 3 or more, 5 is usual")
         return {f"fold{k}": 1 / options.folds for k in range(options.folds)}
     return parse_fractions(options.split)
 
@@ -203,7 +203,7 @@ def _write(
     numbers = [number for number, plan in enumerate(plans) for _ in plan.samples]
     write_samples(folder, _table(samples, classes, numbers, offsets))
     _write_rejected(folder / "rejected.csv", cleaned)
-    counts = {part: {name: 0 for name in classes} for part in division.parts}
+    counts = {part: dict.fromkeys(classes, 0) for part in division.parts}
     for sample in samples:
         counts[sample.part][classes[sample.label]] += 1
     stored = {name: value for name, value in asdict(options).items() if name != "workers"}
@@ -330,7 +330,7 @@ def _splits(parts: list[str], shards: list[ShardInfo]) -> dict[str, list[str]]:
     splits = {}
     for k, part in enumerate(parts):
         val = parts[(k + 1) % len(parts)]
-        rest = [name for name in parts if name not in (part, val)] or [val]
+        rest = [name for name in parts if name not in (part, val)]
         splits[f"fold{k}/train"] = [file for name in rest for file in files[name]]
         splits[f"fold{k}/val"] = files[val]
         splits[f"fold{k}/test"] = files[part]

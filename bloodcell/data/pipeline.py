@@ -1,0 +1,182 @@
+"""The DALI graph, one for CPU and GPU: read bytes in our order, decode, crop, augment with drawn numbers, normalise."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bloodcell.data.draws import Draws
+from bloodcell.data.policies import Arguments, Brightness, Colour, Crop, Flip, Policy, Rotate, centre_window, draw
+from bloodcell.data.shardset import Reader, ShardSet
+
+PREFETCH = 2
+"""Batches that DALI works on ahead of the one that is taken."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one batch shall hold: ids, occurrences (int64 [n]), the epoch for the draws, and which rows count."""
+
+    ids: np.ndarray
+    occurrences: np.ndarray
+    epoch: int
+    valid: np.ndarray
+
+
+@dataclass(frozen=True)
+class View:
+    """How images are turned into network input.
+
+    Attributes:
+        size: height and width of the output, pixels.
+        mean: per channel, 0..1.
+        std: per channel, 0..1.
+        policy: augmentation; "none" for evaluation.
+        seed: of the draws.
+        channels_last: memory layout of the output.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    policy: Policy
+    seed: int
+    channels_last: bool = True
+
+
+class Source:
+    """DALI's callback: takes the next request, reads its bytes and draws its arguments. Keeps what is under way.
+
+    An error is kept in `error`, because DALI passes only its text on.
+    """
+
+    def __init__(self, shards: ShardSet, requests: Iterator[Request], view: View, check: bool) -> None:
+        self.shards, self.requests, self.view = shards, requests, view
+        self.reader = Reader(shards, check)
+        self.waiting: deque[Request] = deque()
+        self.error: BaseException | None = None
+
+    def __call__(self) -> list[Any]:
+        """Return [image bytes, ids, drawn arguments ...] of the next request; StopIteration after the last."""
+        request = next(self.requests)
+        try:
+            images = [self.reader.read(int(i)) for i in request.ids]
+            arguments = self.arguments(request)
+        except BaseException as error:
+            self.error = error
+            raise
+        self.waiting.append(request)
+        return [images, request.ids, *arguments]
+
+    def arguments(self, request: Request) -> list[np.ndarray]:
+        """Return the window and the operations' arguments of a request, in the order of argument_names()."""
+        rows = self.shards.index[request.ids]
+        height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
+        draws = Draws(self.view.seed, request.epoch, request.ids, request.occurrences)
+        named = _named(self.view.policy, draw(self.view.policy, draws, height, width))
+        window = named.pop("window", None)
+        if window is None:
+            window = centre_window(height, width).astype(np.float32)
+        return [np.ascontiguousarray(window[:, :2]), np.ascontiguousarray(window[:, 2:]), *named.values()]
+
+
+def _named(policy: Policy, drawn: list[Arguments]) -> dict[str, np.ndarray]:
+    """Give every argument of every operation its own name; a crop's window keeps its plain one."""
+    named = {}
+    for place, (operation, arguments) in enumerate(zip(policy.operations, drawn, strict=True)):
+        for name, value in arguments.items():
+            named["window" if isinstance(operation, Crop) else f"{place}.{name}"] = value
+    return named
+
+
+def argument_names(policy: Policy) -> list[str]:
+    """Return the names of the arguments that follow the window, in the order in which Source hands them over."""
+    one = np.ones(1, dtype=np.int64)
+    drawn = draw(policy, Draws(0, 0, one, one), one, one)
+    return [name for name in _named(policy, drawn) if name != "window"]
+
+
+def build(source: Source, batch: int, threads: int, device_id: int | None) -> Any:
+    """Build the pipeline around a source; its outputs are (images, ids).
+
+    images: float32, [batch, size, size, 3] (channels last) or [batch, 3, size, size], normalised, on the GPU
+    `device_id` or on the CPU where that is None. ids: int64 [batch], on the CPU.
+    """
+    from nvidia.dali import fn, pipeline_def, types
+
+    view = source.view
+    names = argument_names(view.policy)
+    device = "cpu" if device_id is None else "gpu"
+
+    @pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0)
+    def graph() -> tuple[Any, Any]:
+        fed = fn.external_source(source=source, num_outputs=4 + len(names), batch=True)
+        encoded, ids, start, end = fed[:4]
+        arguments = dict(zip(names, fed[4:], strict=True))
+        images = fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed", output_type=types.RGB)
+        images = fn.resize(
+            images, size=[view.size, view.size], roi_start=start, roi_end=end, roi_relative=True, antialias=True
+        )
+        for place, operation in enumerate(view.policy.operations):
+            render = RENDER[type(operation)]
+            images = render(
+                images, operation, {k.split(".", 1)[1]: v for k, v in arguments.items() if k.startswith(f"{place}.")}
+            )
+        images = fn.crop_mirror_normalize(
+            images,
+            device=device,
+            dtype=types.FLOAT,
+            output_layout="HWC" if view.channels_last else "CHW",
+            mean=[255 * m for m in view.mean],
+            std=[255 * s for s in view.std],
+        )
+        return images, ids
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = graph()
+        pipeline.build()
+    return pipeline
+
+
+def _crop(images: Any, operation: Crop, arguments: dict[str, Any]) -> Any:
+    return images  # its window is the region that the resize reads
+
+
+def _flip(images: Any, operation: Flip, arguments: dict[str, Any]) -> Any:
+    from nvidia.dali import fn
+
+    return fn.flip(images, **arguments)
+
+
+def _rotate(images: Any, operation: Rotate, arguments: dict[str, Any]) -> Any:
+    from nvidia.dali import fn
+
+    return fn.rotate(images, **arguments, keep_size=True, fill_value=float(operation.fill))
+
+
+def _brightness(images: Any, operation: Brightness, arguments: dict[str, Any]) -> Any:
+    from nvidia.dali import fn
+
+    return fn.brightness_contrast(images, **arguments, contrast_center=127.5)
+
+
+def _colour(images: Any, operation: Colour, arguments: dict[str, Any]) -> Any:
+    from nvidia.dali import fn
+
+    return fn.hsv(images, **arguments)
+
+
+RENDER: dict[type, Callable[[Any, Any, dict[str, Any]], Any]] = {
+    Crop: _crop,
+    Flip: _flip,
+    Rotate: _rotate,
+    Brightness: _brightness,
+    Colour: _colour,
+}
+"""How DALI does each operation: uint8 images in, uint8 images out."""

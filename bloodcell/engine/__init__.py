@@ -1,0 +1,1 @@
+"""The engine: plan, optimizer, strategies, checkpoints and the training loop."""

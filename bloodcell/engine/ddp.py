@@ -1,0 +1,139 @@
+"""DistributedDataParallel behind the strategy interface: gloo on CPU, NCCL on GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bloodcell.engine.batchnorm import BatchNormStatistics
+from bloodcell.engine.optim import set_learning_rate
+from shards.errors import BadInput
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class DDP:
+    """Every rank holds the whole model; gradients are averaged during the last slot's backward.
+
+    Args:
+        model: the network, on its device.
+        optimizer: over its parameters.
+        device: of this rank.
+        precision: fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler).
+        clip: largest gradient norm; 0 is off.
+        micro_batches: in a step over all ranks, to keep BatchNorm's counters independent of the world size.
+    """
+
+    name = "ddp"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        precision: str,
+        clip: float,
+        micro_batches: int,
+    ) -> None:
+        self.model, self.optimizer, self.device = model, optimizer, device
+        self.precision, self.clip, self.micro_batches = precision, clip, micro_batches
+        self.steps = 0
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._statistics = BatchNormStatistics(model)
+        self._net = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            # BatchNorm statistics stay local and are averaged when needed (batchnorm.py): no broadcast in every forward.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            static_graph=True,
+        )
+
+    def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Do one forward and backward that leaves no trace.
+
+        DDP lays its gradient buckets out anew after the first backward, and beyond two ranks the order of summation
+        follows that layout; a resumed process would repeat the first layout and drift from the undisturbed run.
+        """
+        buffers = [buffer.detach().clone() for buffer in self.model.buffers()]
+        loss = nn.functional.cross_entropy(self.forward(images), labels)
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+
+    @contextlib.contextmanager
+    def slot(self, index: int, slots: int) -> Iterator[None]:
+        """Surround the forward and backward of one micro-batch; gradients travel in the last one only."""
+        self._statistics.enter_slot(index, slots)
+        with contextlib.nullcontext() if index == slots - 1 else self._net.no_sync():
+            yield
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [n, classes], float32."""
+        with autocast(self.device, self.precision):
+            return self._net(images).float()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch's loss."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, rate: float) -> torch.Tensor:
+        """Clip, move the weights, forget the gradients; return the gradient norm."""
+        self._statistics.leave_slots()
+        set_learning_rate(self.optimizer, rate)
+        self._scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or float("inf"))
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        return norm
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Hold BatchNorm statistics averaged over ranks inside the block. Collective."""
+        self._statistics.count_steps(self.steps * self.micro_batches)
+        with self._statistics.averaged():
+            yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return model (averaged statistics), optimizer, scaler and every rank's own statistics. Collective."""
+        own = self._statistics.gather()
+        with self.averaged():
+            model = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+        return {
+            "strategy": self.name,
+            "steps": self.steps,
+            "model": model,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "statistics": own,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state of any world size; each rank's own statistics return where the size is the same."""
+        if state["strategy"] != self.name:
+            raise BadInput(
+                f"the checkpoint was written by {state['strategy']}", "engine.strategy", f"use {state['strategy']}"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.steps = state["steps"]
+        rows = state["statistics"]
+        if len(rows) == torch.distributed.get_world_size():
+            self._statistics.write(rows[torch.distributed.get_rank()].to(self.device))
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Return the autocast context of a precision; fp32 is none."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])

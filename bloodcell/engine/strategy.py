@@ -1,0 +1,43 @@
+"""How ranks share the work of a step: one small interface, whatever is behind it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class Strategy(Protocol):
+    """What the training loop asks of DDP (and of whatever else may stand behind it).
+
+    `model` is the bare network: evaluation and saving use it, training calls forward().
+    """
+
+    name: str
+    model: nn.Module
+
+    def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """Do one forward and backward that leaves no trace, so that step 0 and a resumed step see the same buckets."""
+
+    def slot(self, index: int, slots: int) -> AbstractContextManager[None]:
+        """Surround the forward and backward of micro-batch `index` of `slots`; only the last one talks to other ranks."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return logits [n, classes] of images [n, 3, size, size], under this run's precision."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch's loss, already divided by the number of slots."""
+
+    def step(self, rate: float) -> torch.Tensor:
+        """Move the weights at this learning rate; return the gradient norm before clipping, on the device."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Hold BatchNorm statistics averaged over ranks inside the block. Collective."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that resuming needs, the same on every rank. Collective."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state; raises BadInput if it belongs to another strategy or model."""

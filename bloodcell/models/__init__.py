@@ -1,0 +1,1 @@
+"""Networks: the registry of models, their classifier heads, and their weights on disk."""

@@ -1,0 +1,263 @@
+"""Weights on disk: load a file into a model with a report of what matched, save a state dict, read metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from bloodcell.models.heads import head_parameters
+from shards.atomic import open_atomic
+from shards.errors import BadInput
+
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".tar")
+ENOUGH = 0.9
+"""Share of the model's tensors (without the head) that must match for a file to be of the same architecture."""
+
+_NESTED = ("state_dict", "model_state_dict", "model", "module")
+_WRAPPER = re.compile(r"^((?:module|_orig_mod|model|network|net|backbone|encoder)\.)+")
+_COUNTER = "num_batches_tracked"  # counts of BatchNorm: old files lack them, and they change nothing
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What became of each tensor of the model and of the file."""
+
+    path: str
+    """The file."""
+    sha256: str
+    """Its SHA-256, hexadecimal."""
+    matched: tuple[str, ...]
+    """Tensors of the model that were loaded."""
+    reinitialised: dict[str, str] = field(default_factory=dict)
+    """Tensors of the model that keep their fresh values although the file names them, with the reason."""
+    missing: tuple[str, ...] = ()
+    """Tensors of the model that the file lacks: they keep their fresh values."""
+    unexpected: tuple[str, ...] = ()
+    """Tensors of the file that the model lacks: ignored."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every tensor of the model was loaded."""
+        return not self.reinitialised and not self.missing
+
+    def lines(self) -> list[str]:
+        """Return the report in words, a few lines."""
+        total = len(self.matched) + len(self.reinitialised) + len(self.missing)
+        found = [f"weights {self.path} (sha256 {self.sha256[:16]}): {len(self.matched)} of {total} tensors loaded"]
+        if self.reinitialised:
+            parts = [f"{name} ({why})" for name, why in self.reinitialised.items()]
+            found.append(f"  re-initialised: {_some(parts)}")
+        if self.missing:
+            found.append(f"  not in the file, left as initialised: {_some(self.missing)}")
+        if self.unexpected:
+            found.append(f"  in the file but not in the model, ignored: {_some(self.unexpected)}")
+        return found
+
+
+def load_weights(model: nn.Module, path: str | Path, head: Literal["fit", "keep", "strict"] = "fit") -> WeightsReport:
+    """Load the weights of a file into `model`, in place; the model is untouched when this raises.
+
+    The file is .safetensors, or a state dict (.pt, .pth, .bin) which is read weights-only: code in it is never run.
+    A state dict may lie under "state_dict" or "model", and its names may carry prefixes such as "module.".
+
+    Args:
+        model: what `zoo.build` returned.
+        path: the file.
+        head: "fit" loads the classifier where its shape agrees and else leaves it fresh; "keep" leaves it fresh in
+            any case; "strict" refuses a file that does not hold every tensor of the model in its shape.
+
+    Raises:
+        BadInput: no such file, damaged, not weights, or weights of another architecture.
+    """
+    path = Path(path)
+    saved = _read(path)
+    target = model.state_dict()
+    heads = head_parameters(model)
+    names = _without_wrapper(saved, target)
+    matched: dict[str, str] = {}
+    fresh: dict[str, str] = {}
+    for name in target.keys() & names.keys():
+        source, goal = saved[names[name]], target[name]
+        if head == "keep" and name in heads:
+            fresh[name] = "left as it was, as asked"
+        elif source.shape != goal.shape:
+            fresh[name] = f"{_shape(source)} in the file, {_shape(goal)} in the model"
+        else:
+            matched[name] = names[name]
+    report = WeightsReport(
+        path=str(path),
+        sha256=_sha256(path),
+        matched=tuple(name for name in target if name in matched),
+        reinitialised={name: fresh[name] for name in target if name in fresh},
+        missing=tuple(name for name in target if name not in names),
+        unexpected=tuple(key for name, key in names.items() if name not in target),
+    )
+    _same_architecture(report, [name for name in target if name not in heads], list(saved))
+    if head == "strict" and not report.complete:
+        raise BadInput("the file does not hold this model's weights in full", path, "; ".join(report.lines()[1:]))
+    with torch.no_grad():
+        for name, key in matched.items():
+            target[name].copy_(saved[key])
+    return report
+
+
+def save_weights(model_state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a state dict as safetensors, whole or not at all; the same values give the same bytes.
+
+    Tensors on other devices or in other memory formats are brought to contiguous CPU tensors; tensors that share
+    memory are written once under each of their names.
+
+    Raises:
+        EnvironmentFault: the disk is full or fails.
+    """
+    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    for name, value in model_state.items():
+        tensor = value.detach().to("cpu").contiguous()
+        storage = tensor.untyped_storage()
+        tensors[name] = tensor.clone() if storage.data_ptr() in seen else tensor
+        seen.add(storage.data_ptr())
+    content = safetensors.torch.save(tensors)
+    # The library writes metadata in an order that differs between processes: the header is written here, sorted.
+    (length,) = struct.unpack("<Q", content[:8])
+    header = {"__metadata__": {"format": "pt", **dict(sorted(metadata.items()))}, **json.loads(content[8 : 8 + length])}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open_atomic(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(memoryview(content)[8 + length :])
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        BadInput: no such file, or damaged.
+    """
+    _readable(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise BadInput(f"damaged or not a safetensors file: {error}", path) from error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    _readable(path)
+    if path.suffix.lower() == ".safetensors":
+        try:
+            found: Any = safetensors.torch.load_file(path)
+        except SafetensorError as error:
+            raise BadInput(f"damaged or not a safetensors file: {error}", path) from error
+    elif path.suffix.lower() in TORCH_SUFFIXES:
+        found = _unnested(_read_torch(path))
+    else:
+        endings = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise BadInput("not a weights file by its name", path, f"expected a name that ends in {endings}")
+    tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor) and _is_plain(value)}
+    if not tensors:
+        raise BadInput("the file holds no weights", path, "expected a state dict: names and tensors")
+    broken = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise BadInput(f"the file holds values that are not finite, in {_some(broken)}", path)
+    return tensors
+
+
+def _read_torch(path: Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # only this newer form can be mapped into memory
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" ({culprit.group(1)})" if culprit else ""
+        raise BadInput(
+            f"not a plain state dict: it holds a pickle with more than tensors{what}, which was not run",
+            path,
+            "save only the state dict, or better a .safetensors file",
+        ) from error
+    except Exception as error:  # a damaged archive raises nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BadInput(f"damaged or not a state dict: {reason}", path) from error
+
+
+def _unnested(loaded: Any) -> dict[Any, Any]:
+    """Return the dictionary of tensors inside a checkpoint."""
+    found = loaded
+    while isinstance(found, Mapping):
+        inner = next((found[key] for key in _NESTED if isinstance(found.get(key), Mapping)), None)
+        if inner is None:
+            return dict(found)
+        found = inner
+    return {}
+
+
+def _without_wrapper(saved: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map names without a wrapper's prefix (DDP, compile, Lightning) to those in the file, where that fits best."""
+    prefixes = {""}
+    for key in saved:
+        wrapper = _WRAPPER.match(key)
+        parts = wrapper.group(0).split(".")[:-1] if wrapper else []
+        prefixes |= {".".join(parts[: i + 1]) + "." for i in range(len(parts))}
+
+    def names(prefix: str) -> dict[str, str]:
+        # A name without the prefix (say, of the loss) stays as it is, and loses to one that had it.
+        plain = {key: key for key in saved if not key.startswith(prefix)}
+        return {**plain, **{key.removeprefix(prefix): key for key in saved if key.startswith(prefix)}}
+
+    candidates = [names(prefix) for prefix in sorted(prefixes, key=len)]
+    return max(candidates, key=lambda found: len(found.keys() & target.keys()))
+
+
+def _same_architecture(report: WeightsReport, body: list[str], keys: list[str]) -> None:
+    body = [name for name in body if not name.endswith(_COUNTER)]
+    loaded = len(set(body) & set(report.matched))
+    if loaded < ENOUGH * len(body):
+        raise BadInput(
+            f"weights of another architecture: {loaded} of the model's {len(body)} tensors match in name and shape; "
+            f"the file begins with {', '.join(keys[:4])}",
+            report.path,
+            "choose the model that these weights belong to",
+        )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+
+
+def _readable(path: Path) -> None:
+    if not path.is_file():
+        raise BadInput("no such file" if not path.exists() else "not a file", path)
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise BadInput("not readable by this user", path) from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(str(side) for side in tensor.shape) or "scalar"
+
+
+def _some(names: tuple[str, ...] | list[str], most: int = 5) -> str:
+    rest = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
