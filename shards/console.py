@@ -33,15 +33,15 @@ def is_terminal() -> bool:
     return _console.is_terminal and sys.stderr.isatty()
 
 
-def progress(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Yield `items`, showing how many of `total` are done, the rate per second and the time that remains."""
-    if is_terminal():
-        yield from _bar(items, what, total)
-    else:
-        yield from _lines(items, what, total)
+def progress(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[T]:
+    """Yield `items`, showing how many of `total` are done, the rate per second and the time that remains.
+
+    `done` of them were done before.
+    """
+    return (_bar if is_terminal() else _lines)(items, what, total, done)
 
 
-def _bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+def _bar(items: Iterable[T], what: str, total: int, before: int) -> Iterator[T]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,14 +50,15 @@ def _bar(items: Iterable[T], what: str, total: int) -> Iterator[T]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=_console, transient=False) as bar:
-        task = bar.add_task(what, total=total, rate="")
+        task = bar.add_task(what, total=total, completed=before, rate="")
         begin = time.monotonic()
         for done, item in enumerate(items, 1):
             yield item
-            bar.update(task, completed=done, rate=f"{done / max(time.monotonic() - begin, 1e-9):,.0f}/s")
+            rate = done / max(time.monotonic() - begin, 1e-9)
+            bar.update(task, completed=before + done, rate=f"{rate:,.1f}/s")
 
 
-def _lines(items: Iterable[T], what: str, total: int) -> Iterator[T]:
+def _lines(items: Iterable[T], what: str, total: int, before: int) -> Iterator[T]:
     begin = last = time.monotonic()
     done = 0
     for item in items:
@@ -66,6 +67,7 @@ def _lines(items: Iterable[T], what: str, total: int) -> Iterator[T]:
         now = time.monotonic()
         if now - last >= LOG_SECONDS:
             rate = done / (now - begin)
-            say(f"{what}: {done:,}/{total:,}, {rate:,.0f}/s, {max(total - done, 0) / max(rate, 1e-9):,.0f} s left")
+            left = max(total - before - done, 0) / max(rate, 1e-9)
+            say(f"{what}: {before + done:,}/{total:,}, {rate:,.1f}/s, {left:,.0f} s left")
             last = now
     say(f"{what}: {done:,} in {time.monotonic() - begin:.1f} s")

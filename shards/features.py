@@ -23,16 +23,16 @@ ORIENTATIONS = 8  # of the square: four rotations, each with and without a flip
 FEATURES_DTYPE = np.dtype(
     [
         ("hash", "<u8", (2,)),  # signs of 128 low frequencies of the thumbnail
-        ("thumbnail", "u1", (SIDE, SIDE)),  # grey (luma of ITU-R BT.601), the whole picture squeezed to a square
+        ("thumbnail", "u1", (SIDE, SIDE)),  # grey, (R + 2 G + B) / 4, the whole picture squeezed to a square
         ("mean", "<f4", (3,)),  # of red, green and blue, 0..255
-        ("std", "<f4", (3,)),  # of red, green and blue after pooling to about 64..127 pixels a side, 0..255
-        ("sharpness", "<f4"),  # variance of the Laplacian of the green channel, in squared grey levels
+        ("std", "<f4", (3,)),  # of red, green and blue, 0..255
+        ("sharpness", "<f4"),  # variance of the Laplacian of the three channels, in squared levels
     ]
 )
 
-_POOLED = 64  # a side is pooled by the largest whole factor that leaves at least this many pixels
-_LUMA = np.array([77.0, 150.0, 29.0])  # of BT.601, in 256ths
-_LAPLACIAN_ROWS = 64  # rows of the picture that the sharpness is measured on
+_POOLED = 64  # a picture's rows are summed in blocks that leave at least this many, where it has them
+_SAMPLED = 32  # about as many evenly spaced rows are looked at for contrast and sharpness
+_GREY = np.array([1, 2, 1])  # quarters of red, green, blue: stained cells show best in green
 
 
 def _frequencies() -> NDArray[np.int64]:
@@ -63,15 +63,12 @@ def compute(rgb: NDArray[np.uint8]) -> np.void:
     """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or 0 in rgb.shape:
         raise BadInput(f"features need uint8 [height, width, 3], not {rgb.dtype} {list(rgb.shape)}")
-    pooled, pixels = _pool(rgb)
-    flat = pooled.reshape(-1, 3)
-    total, squares = flat.sum(axis=0), (flat * flat).sum(axis=0)
-    mean = total / len(flat)
     record = np.zeros((), FEATURES_DTYPE)
-    record["mean"] = mean / pixels
-    record["std"] = np.sqrt(np.maximum(squares / len(flat) - mean * mean, 0)) / pixels
-    record["sharpness"] = _sharpness(rgb[:, :, 1])
-    record["thumbnail"] = thumbnail = _thumbnail(pooled @ _LUMA, 256 * pixels)
+    sums, tall = _pool_rows(rgb)
+    total = sums.sum(axis=0, dtype=np.uint64).reshape(-1, 3).sum(axis=0)
+    record["mean"] = total / (len(sums) * tall * rgb.shape[1])
+    record["std"], record["sharpness"] = _contrast(rgb), _sharpness(rgb)
+    record["thumbnail"] = thumbnail = _thumbnail(sums, tall)
     record["hash"] = hashes(thumbnail[None])[0]
     return record[()]
 
@@ -118,27 +115,34 @@ def inverse(orientation: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.where(quarter, swapped, orientation)
 
 
-def _pool(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.float64], int]:
-    """Return float64 [h, w, 3] sums over blocks of whole pixels, and the pixels in a block; odd rims are left out evenly."""
+def _pool_rows(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.unsignedinteger], int]:
+    """Return sums of blocks of rows, [rows, 3 * width], and the rows in a block; rows left over go at both edges evenly."""
     height, width = rgb.shape[:2]
-    tall, wide = max(1, height // _POOLED), max(1, width // _POOLED)
-    rows, columns = height // tall, width // wide
-    top, left = (height - rows * tall) // 2, (width - columns * wide) // 2
-    core = rgb[top : top + rows * tall]
-    # Rows first: summing whole rows is what the machine does fastest. uint16 holds 257 rows of 255.
-    sums = core.reshape(rows, tall, width * 3).sum(axis=1, dtype=np.uint16 if tall <= 257 else np.uint32)
-    sums = sums.reshape(rows, width, 3)[:, left : left + columns * wide].astype(np.float64)
-    blocks = sums[:, ::wide].copy()
-    for offset in range(1, wide):
-        blocks += sums[:, offset::wide]
-    return blocks, tall * wide
+    tall = _block(height)
+    rows = height // tall
+    top = (height - rows * tall) // 2
+    blocks = rgb[top : top + rows * tall].reshape(rows, tall, 3 * width)
+    # uint16 holds 257 rows of 255.
+    return blocks.sum(axis=1, dtype=np.uint16 if tall <= 257 else np.uint32), tall
 
 
-def _thumbnail(grey: NDArray[np.float64], scale: int) -> NDArray[np.uint8]:
-    """Return uint8 [SIDE, SIDE] averages of `grey` (whole numbers, `scale` to a grey level) by exact area, rounded."""
-    rows, columns = grey.shape
-    sums = _overlaps(rows) @ grey @ _overlaps(columns).T
-    return np.floor_divide(sums + (rows * columns * scale) // 2, rows * columns * scale).astype(np.uint8)
+@lru_cache(maxsize=256)
+def _block(height: int) -> int:
+    """Return how many rows are summed: exact bins where SIDE divides the height, else what leaves the fewest rows over."""
+    if height % SIDE == 0:
+        return height // SIDE
+    most = max(1, height // _POOLED)
+    return min(range(most, most // 2, -1), key=lambda rows: height % rows)
+
+
+def _thumbnail(sums: NDArray[np.unsignedinteger], tall: int) -> NDArray[np.uint8]:
+    """Return uint8 [SIDE, SIDE] grey averages by exact area of sums of `tall` rows [rows, 3 * width], rounded half up."""
+    rows, width = len(sums), sums.shape[1] // 3
+    exact = np.float32 if 255 * tall * 4 * width < 2**24 else np.float64  # whole numbers that this type holds exactly
+    across = sums.astype(exact) @ _columns(width).astype(exact, copy=False)
+    total = _overlaps(rows) @ across
+    scale = 4 * tall * rows * width
+    return np.floor_divide(total + scale // 2, scale).astype(np.uint8)
 
 
 @lru_cache(maxsize=256)
@@ -149,19 +153,40 @@ def _overlaps(length: int) -> NDArray[np.float64]:
     return np.maximum(shared, 0).astype(np.float64)
 
 
-def _sharpness(channel: NDArray[np.uint8]) -> float:
-    """Return the variance of the 4-neighbour Laplacian over evenly spaced rows; 0 for fewer than 3 pixels a side.
+@lru_cache(maxsize=256)
+def _columns(width: int) -> NDArray[np.float32]:
+    """Return what turns a row of red, green, blue, red, ... into SIDE sums of grey: [3 * width, SIDE]."""
+    return np.kron(_overlaps(width).T, _GREY[:, None]).astype(np.float32)
+
+
+def _every(height: int, rim: int) -> slice:
+    """Return about _SAMPLED evenly spaced rows, none of them within `rim` rows of the upper and lower edge."""
+    return slice(rim, height - rim, max(1, (height - 2 * rim) // _SAMPLED))
+
+
+def _contrast(rgb: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the standard deviation of each channel over sampled rows, float64 [3]."""
+    sample = rgb[_every(len(rgb), 0)].reshape(-1, 3 * rgb.shape[1]).astype(np.uint16)
+    count = sample.size // 3
+    mean, square = (
+        values.sum(axis=0, dtype=np.uint32).reshape(-1, 3).sum(axis=0) / count for values in (sample, sample * sample)
+    )  # 255 squared fits 16 bits
+    return np.sqrt(np.maximum(square - mean * mean, 0))
+
+
+def _sharpness(rgb: NDArray[np.uint8]) -> float:
+    """Return the variance of the 4-neighbour Laplacian over sampled rows of all channels; 0 below 3 pixels a side.
 
     Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy", ICPR 2000.
     """
-    height, width = channel.shape
+    height, width = rgb.shape[:2]
     if height < 3 or width < 3:
         return 0.0
-    step = max(1, (height - 2) // _LAPLACIAN_ROWS)
-    middle = channel[1 : height - 1 : step].astype(np.int16)
-    laplacian = 4 * middle[:, 1:-1] - middle[:, :-2] - middle[:, 2:]
-    laplacian -= channel[0 : height - 2 : step, 1:-1]
-    laplacian -= channel[2:height:step, 1:-1]
+    lines, chosen = rgb.reshape(height, 3 * width), _every(height, 1)
+    middle = lines[chosen].astype(np.int16)
+    laplacian = 4 * middle[:, 3:-3] - middle[:, :-6] - middle[:, 6:]
+    for shift in (-1, 1):
+        laplacian -= lines[slice(chosen.start + shift, chosen.stop + shift, chosen.step), 3:-3]
     values = laplacian.astype(np.float64).ravel()
     mean = values.sum() / values.size
     return float(np.dot(values, values) / values.size - mean * mean)

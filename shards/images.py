@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp", "JPEG2000": "jp2"}
 """The formats that DALI decodes on every device, and their extension in a shard: content decides, not the name."""
@@ -77,7 +77,7 @@ def decode(data: bytes) -> tuple[np.ndarray, str, str]:
             return to_rgb(image), mode, kind
     except UnusableImageError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise UnusableImageError("not an image", f"{len(data)} bytes that no decoder recognises") from None
     except Exception as error:  # decoders raise many kinds of error on damaged data; each means the same here
         raise UnusableImageError("undecodable", f"{type(error).__name__}: {error}".replace("\n", " ")) from error
@@ -98,5 +98,5 @@ def examine(data: bytes) -> Examined:
     """Decode and hash image bytes; raises UnusableImageError."""
     rgb, mode, kind = decode(data)
     digest = hashlib.sha256(repr(rgb.shape).encode())
-    digest.update(rgb)
+    digest.update(rgb.tobytes())
     return Examined(rgb, mode, kind, hashlib.sha256(data).hexdigest(), zlib.crc32(data), digest.hexdigest())

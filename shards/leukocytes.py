@@ -1,4 +1,4 @@
-"""Nucleated cells of drawn smears: what the four classes look like, and how much of each stain a cell takes up where."""
+"""Nucleated cells of drawn smears: what the four classes look like, and how much of each stain is where in a cell."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Morphology:
     chromatin: Range
     """Diameter of a clump of chromatin."""
     contrast: Range
-    """How much the chromatin varies, as a share of its density."""
+    """Standard deviation of the chromatin, as a share of its mean."""
     density: Range
     """Mean stain of the chromatin, relative to the other classes."""
     nucleoli: tuple[int, int]
@@ -104,6 +104,9 @@ MORPHOLOGY: dict[str, Morphology] = {
 ANGLES = 1024
 """Directions in which the radius of an outline is tabulated."""
 
+GRANULE_SHARE = 0.25
+"""Share of a cytoplasm full of granules that they cover."""
+
 _THETA = np.linspace(-np.pi, np.pi, ANGLES, endpoint=False, dtype=np.float32)
 
 
@@ -169,16 +172,18 @@ class Leukocyte:
 
     def __init__(self, rng: np.random.Generator, kind: Morphology) -> None:
         self._rng, self._kind = rng, kind
-        self.nucleus_radius = rng.uniform(*kind.nucleus)
-        rim = rng.uniform(*kind.rim)
-        self._nucleus = nuclear_outline(rng, kind) * np.float32(self.nucleus_radius)
-        self._cell = outline(rng, 0.025) * np.float32(self.nucleus_radius + rim)
+        nucleus, rim = rng.uniform(*kind.nucleus), rng.uniform(*kind.rim)
+        self._nucleus = nuclear_outline(rng, kind) * np.float32(nucleus)
+        self._cell = outline(rng, 0.025) * np.float32(nucleus + rim)
         away, direction = rim * rng.uniform(0.2, 0.75), rng.uniform(0, 2 * np.pi)
         self._shift = np.float32(away * np.cos(direction)), np.float32(away * np.sin(direction))
-        self._granular=rng.uniform(*kind.granules)
+        self._granular = rng.uniform(*kind.granules)
         self.nucleus_radius = float(np.sqrt((self._nucleus**2).mean()))
+        """Radius of a circle as large as the nucleus, micrometres."""
         self.cytoplasm_area = float(np.pi * ((self._cell**2).mean() - (self._nucleus**2).mean()))
-        self.granule_area = self.cytoplasm_area * 0.25*self._granular
+        """Area of the cytoplasm, square micrometres."""
+        self.granule_area = GRANULE_SHARE * self.cytoplasm_area * self._granular
+        """Area of the granules, square micrometres."""
         self.radius = float(self._cell.max())
         """Largest radius of the cell, micrometres."""
 
@@ -190,22 +195,22 @@ class Leukocyte:
             y: float32, [height, 1], alike.
             soft: width of an edge in focus, micrometres.
         """
-        rng, kind = self._rng, self._kind
         depth, cover = inside(x, y, self._cell, soft)
         x_nucleus, y_nucleus = x - self._shift[0], y - self._shift[1]
         nucleus_depth, nucleus_mask = inside(x_nucleus, y_nucleus, self._nucleus, soft)
         nucleus_mask = nucleus_mask * cover
         chromatin = self._chromatin(x_nucleus, y_nucleus, nucleus_depth)
-        mottle = sample_blobs(rng, x, y, 2.2)
+        mottle = sample_blobs(self._rng, x, y, 2.2)
         edge = np.exp(-np.abs(depth) * np.float32(2.0))
-        cytoplasm = cover * (np.float32(0.8) + np.float32(0.1) * mottle + np.float32(0.35) * edge)
+        cytoplasm: Floats = cover * (np.float32(0.8) + np.float32(0.1) * mottle + np.float32(0.35) * edge)
         cytoplasm *= 1 - np.float32(0.75) * nucleus_mask
         granules = self._granules(x, y) * (cover - nucleus_mask * np.float32(0.8))
         return Stains(cover, chromatin * nucleus_mask, cytoplasm, granules)
 
     def _chromatin(self, x: Floats, y: Floats, depth: Floats) -> Floats:
+        """Chromatin, folds and nucleoli, scaled so that mean and variance over the nucleus tell little of the class."""
         rng, kind = self._rng, self._kind
-        chromatin = np.clip(sample_blobs(rng, x, y, rng.uniform(*kind.chromatin)), -1.6, 1.6)*np.float32(0.7)
+        chromatin = np.clip(sample_blobs(rng, x, y, rng.uniform(*kind.chromatin)), -1.6, 1.6) * np.float32(0.7)
         chromatin += np.float32(0.8) * np.exp(-np.abs(depth - np.float32(0.15)) * np.float32(3.5))
         for _ in range(int(rng.integers(kind.folds[0], kind.folds[1] + 1))):
             chromatin += self._fold(x, y)
@@ -213,9 +218,9 @@ class Leukocyte:
         first = rng.uniform(0, 2 * np.pi)
         for number in range(count):
             self._nucleolus(chromatin, x, y, first + 2 * np.pi * number / count)
-        inside = chromatin[depth > 0]
-        chromatin = (chromatin - inside.mean()) / inside.std()
-        return (1+np.float32(rng.uniform(*kind.contrast))*chromatin) * np.float32(rng.uniform(*kind.density))
+        own = chromatin[depth > 0]
+        chromatin = (chromatin - own.mean()) / own.std()
+        return (1 + np.float32(rng.uniform(*kind.contrast)) * chromatin) * np.float32(rng.uniform(*kind.density))
 
     def _fold(self, x: Floats, y: Floats) -> Floats:
         """A curved dark line across the nucleus, with a paler side."""
@@ -236,7 +241,7 @@ class Leukocyte:
         across, down = x - np.float32(away * np.cos(direction)), y - np.float32(away * np.sin(direction))
         distance = np.sqrt(across * across + down * down)
         spot = np.clip((size - distance) * np.float32(2.5) + np.float32(0.5), 0, 1)
-        chromatin -= (2.2+chromatin) * spot
+        chromatin -= (np.float32(2.2) + chromatin) * spot
         chromatin += np.float32(0.8) * np.exp(-(((distance - size - np.float32(0.25)) * np.float32(3)) ** 2))
 
     def _granules(self, x: Floats, y: Floats) -> Floats:

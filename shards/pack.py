@@ -105,7 +105,9 @@ def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
 def _fractions(options: PackOptions) -> dict[str, float]:
     if options.folds:
         if options.folds < 3:
-            raise BadInput(f"{options.folds} folds leave no part for validation", "--folds", "give 3 or more, 5 is usual")
+            raise BadInput(
+                f"{options.folds} folds leave no part for validation", "--folds", "give 3 or more, 5 is usual"
+            )
         return {f"fold{k}": 1 / options.folds for k in range(options.folds)}
     return parse_fractions(options.split)
 

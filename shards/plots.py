@@ -103,9 +103,7 @@ def _share(value: float, of: tuple[float, float]) -> float:
     return (value - of[0]) / (of[1] - of[0])
 
 
-def _drawn(
-    line: Line, x_range: tuple[float, float], y_range: tuple[float, float], width: float, height: float
-) -> str:
+def _drawn(line: Line, x_range: tuple[float, float], y_range: tuple[float, float], width: float, height: float) -> str:
     x, y = thin(line.x, line.y)
     across = width * (x - x_range[0]) / (x_range[1] - x_range[0])
     # Far beyond the axes is as good as anywhere beyond, and keeps the numbers short.

@@ -31,9 +31,9 @@ RESTORE = "restore the file from a copy or pack the set again"
 _KEY = re.compile(r"[a-z0-9_]+")
 _EXTENSION = re.compile(r"[a-z0-9]+")
 _ZEROS = bytes(BLOCK)
-_OWNER = b"0000644\0" b"0000000\0" b"0000000\0"  # mode, uid, gid
-_TIME = b"\0" b"00000000000\0"  # ends the size; mtime
-_REST = b"\0 0" + bytes(100) + b"ustar\0" b"00" + bytes(64) + b"0000000\0" b"0000000\0" + bytes(167)
+_OWNER = b"0000644\00000000\00000000\0"  # mode, uid, gid
+_TIME = b"\000000000000\0"  # ends the size; mtime
+_REST = b"\0 0" + bytes(100) + b"ustar\000" + bytes(64) + b"0000000\00000000\0" + bytes(167)
 _FIXED_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST) - ord(" ") + 8 * ord(" ")  # the checksum counts itself as spaces
 
 
@@ -88,7 +88,9 @@ def tar_bytes(key: str, members: Sequence[tuple[str, bytes]]) -> bytes:
 @lru_cache
 def _check_extensions(extensions: tuple[str, ...]) -> None:
     if not extensions or len(set(extensions)) < len(extensions) or not all(map(_EXTENSION.fullmatch, extensions)):
-        raise BadInput(f"extensions {', '.join(extensions)!r}", "tar", "give one or more, all different, of a-z and 0-9")
+        raise BadInput(
+            f"extensions {', '.join(extensions)!r}", "tar", "give one or more, all different, of a-z and 0-9"
+        )
 
 
 def archive_end(size: int) -> bytes:

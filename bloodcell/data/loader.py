@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from bloodcell.data.order import BatchOrder, EvaluationOrder
 from bloodcell.data.pipeline import Request, Source, View, build
@@ -131,10 +133,9 @@ class Loader:
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._stop.is_set():
-            try:
-                return self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+            with contextlib.suppress(queue.Full):
+                self._queue.put(item, timeout=0.1)
+                return
 
     def _next(self) -> Batch:
         images, ids = self._pipeline.run()
@@ -157,11 +158,11 @@ class Loader:
         """Return DALI's output as a tensor that owns its memory."""
         if not self._gpu:
             # The tensor keeps DALI's buffer alive; the dynamic executor never writes into it again.
-            return torch.from_dlpack(images.as_tensor())
+            return from_dlpack(images.as_tensor())
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
             # Copied on a stream of its own and waited for in this thread, so that DALI may reuse its buffer at once.
-            tensor = torch.from_dlpack(images.as_tensor()).clone()
+            tensor = from_dlpack(images.as_tensor()).clone()
         stream.synchronize()
         tensor.record_stream(torch.cuda.default_stream(self.device))
         return tensor

@@ -1,4 +1,4 @@
-"""Augmentation as data: a policy is a list of operations with ranges; what happens to a sample is drawn here, on the host.
+"""Augmentation as data: a policy is a list of operations with ranges, and what happens to a sample is drawn here.
 
 A backend (the DALI pipeline) only renders the drawn numbers, so the pixels of a sample depend on (seed, epoch, sample
 id, occurrence) and on nothing else: no batch size, thread, rank or restart.
@@ -76,7 +76,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Turn by any angle up to `degrees` either way; the corners that come from outside are filled with `fill` (0..255)."""
+    """Turn by any angle up to `degrees` either way; what comes from outside the image is filled with `fill` (0..255)."""
 
     degrees: float = 180.0
     fill: int = 255

@@ -108,8 +108,8 @@ class Reader:
         """Return the bytes of one image, uint8 [size].
 
         Raises:
-            EnvironmentFault: the disk fails, the shard is gone or too short, or the bytes are not those that were packed;
-                names the sample's key and shard.
+            EnvironmentFault: the disk fails, the shard is gone or too short, or the bytes are not those that were
+                packed; names the sample's key and shard.
         """
         row = self.shards.index[sample]
         data = np.empty(int(row["size"]), dtype=np.uint8)
@@ -129,7 +129,7 @@ class Reader:
             os.close(self._open.popitem()[1])
 
     def _fault(self, sample: int, problem: str) -> EnvironmentFault:
-        fix = f"check the disk, restore the shard (`bloodcell verify {self.shards.folder}` lists all bad ones), start again"
+        fix = f"restore the shard (`bloodcell verify {self.shards.folder}` lists all bad ones), then start again"
         return EnvironmentFault(f"a sample cannot be read: {problem}", self.shards.describe(sample), fix)
 
     def _descriptor(self, shard: int) -> int:

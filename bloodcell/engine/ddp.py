@@ -48,7 +48,7 @@ class DDP:
         self._net = DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
-            # BatchNorm statistics stay local and are averaged when needed (batchnorm.py): no broadcast in every forward.
+            # BatchNorm statistics stay local and are averaged when needed (batchnorm.py).
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
             static_graph=True,

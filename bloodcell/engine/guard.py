@@ -29,6 +29,7 @@ class StepRecord:
     requests: list[Request] = field(default_factory=list)
     losses: list[torch.Tensor] = field(default_factory=list)
     total: torch.Tensor | None = None
+    ready: torch.cuda.Event | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Guard:
     Args:
         device: of this rank.
         describe: names a sample id for the message.
-        check_norm: whether a gradient norm that is not finite is a fault (not under fp16, whose scaler skips such steps).
+        check_norm: whether a gradient norm that is not finite is a fault (under fp16 the scaler skips such steps).
     """
 
     def __init__(self, device: torch.device, describe: Callable[[int], str], check_norm: bool = True) -> None:
@@ -87,7 +88,7 @@ class Guard:
         )
         report = self._read(before)
         dist.all_reduce(sums)
-        record.total = sums.to("cpu", non_blocking=True)
+        record.total, record.ready = to_host(sums)
         self._last, self._current = record, None
         return report
 
@@ -99,8 +100,8 @@ class Guard:
     def _read(self, record: StepRecord | None) -> StepReport | None:
         if record is None or record.total is None:
             return None
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        if record.ready is not None:
+            record.ready.synchronize()
         bad, loss, count, norm, *limbs = record.total.tolist()
         if bad:
             self._fail(record)
@@ -124,3 +125,14 @@ class Guard:
             where,
             "lower the learning rate or look at the images",
         )
+
+
+def to_host(values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Start copying `values` to the host; the event, where there is one, says when the copy may be read."""
+    if values.device.type != "cuda":
+        return values, None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return host, ready

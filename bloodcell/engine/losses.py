@@ -8,5 +8,5 @@ from bloodcell.config import OptimConfig
 
 
 def build_loss(config: OptimConfig) -> nn.Module:
-    """Return cross-entropy over logits [n, classes] and labels int64 [n], with label smoothing (Szegedy et al., 2016)."""
+    """Return cross-entropy of logits [n, classes] and labels int64 [n], label smoothing as in Szegedy et al., 2016."""
     return nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)

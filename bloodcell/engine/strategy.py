@@ -22,7 +22,7 @@ class Strategy(Protocol):
         """Do one forward and backward that leaves no trace, so that step 0 and a resumed step see the same buckets."""
 
     def slot(self, index: int, slots: int) -> AbstractContextManager[None]:
-        """Surround the forward and backward of micro-batch `index` of `slots`; only the last one talks to other ranks."""
+        """Surround forward and backward of micro-batch `index` of `slots`; only the last one talks to other ranks."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits [n, classes] of images [n, 3, size, size], under this run's precision."""

@@ -101,16 +101,15 @@ def _heads(model: nn.Module) -> list[tuple[str, Head]]:
 
 
 def _declared(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that a model itself calls its classifiers, in the two ways of timm."""
+    """Return the modules that a model itself calls its classifiers, in the two ways of timm together."""
     config = getattr(model, "pretrained_cfg", None)
     names = config.get("classifier") if isinstance(config, Mapping) else None
-    names = (names,) if isinstance(names, str) else names or ()
     modules = dict(model.named_modules())
-    if names and all(name in modules for name in names):
-        return [modules[name] for name in names]
+    named = [modules[name] for name in ((names,) if isinstance(names, str) else names or ()) if name in modules]
     getter = getattr(model, "get_classifier", None)
     part = getter() if callable(getter) else None
-    return [part] if isinstance(part, nn.Module) else list(part or ())
+    # A list of classifiers is named head by head; only its last one would be found by looking into it.
+    return named + ([part] if isinstance(part, nn.Module) else list(part or ()))
 
 
 def _is_head(module: nn.Module) -> TypeGuard[Head]:

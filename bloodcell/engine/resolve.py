@@ -1,0 +1,46 @@
+"""Every `auto` of the config turned into a value, once, before the run starts; the result is what config.json holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bloodcell.config import Config, override
+from bloodcell.ranks import Ranks, choose_device, cores_per_rank
+
+
+def resolve(config: Config, ranks: Ranks) -> Config:
+    """Return the config with device, precision and threads decided for this machine and paths made absolute.
+
+    Raises:
+        BadInput: a device is asked for that is not there.
+    """
+    device = choose_device(ranks, config.engine.device)
+    cores = cores_per_rank(ranks)
+    return override(
+        config,
+        {
+            "data.set": str(Path(config.data.set).resolve()),
+            "data.threads": config.data.threads or _loader_threads(cores, device),
+            "engine.device": device.type,
+            "engine.precision": _precision(config.engine.precision, device),
+            "engine.threads": config.engine.threads or _torch_threads(cores, device),
+        },
+    )
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def _torch_threads(cores: int, device: torch.device) -> int:
+    """On a CPU the network gets all cores: decoding takes little beside it. On a GPU the host only launches kernels."""
+    return cores if device.type == "cpu" else min(cores, 2)
+
+
+def _loader_threads(cores: int, device: torch.device) -> int:
+    """On a CPU one decoding thread in four cores keeps up with any network; on a GPU decoding gets what is left."""
+    return max(1, cores // 4) if device.type == "cpu" else max(1, min(16, cores - 2))

@@ -1,0 +1,132 @@
+"""A run from start (or from where it stopped) to its result, inside one process of a group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from bloodcell.config import Config, encode
+from bloodcell.data.order import planned_digest
+from bloodcell.data.shardset import ShardSet
+from bloodcell.engine.agree import on_first_rank
+from bloodcell.engine.evaluate import evaluate_run, export_weights
+from bloodcell.engine.setup import Job, prepare
+from bloodcell.engine.train import Progress, train
+from bloodcell.ranks import Ranks
+from bloodcell.runfolder import RunFolder, Status, environment
+from bloodcell.tracking import open_tracker
+from shards.console import say
+from shards.errors import Fault
+
+
+def execute(
+    config: Config, content: dict[str, Any], run: RunFolder, status: Status, ranks: Ranks, shards: ShardSet
+) -> dict[str, Any]:
+    """Train (or go on training), keep the best weights, evaluate val and test. Collective; the process group is up.
+
+    Args:
+        config: resolved.
+        content: what config.json shall hold.
+        run: the run folder.
+        status: its status file.
+        ranks: this process's place.
+        shards: the set.
+
+    Returns:
+        {split: result} on the first rank.
+    """
+    on_first_rank(ranks, lambda: _open(run, content, config, ranks))
+    status.update(state="starting")
+    job = prepare(config, run, status, ranks, shards)
+    state, resumed = _restore(job)
+    job.tracker = _track(job, state, resumed)
+    outcome = "failed"
+    try:
+        if not state.finished:
+            train(job, state)
+        _prove(job, state)
+        results = _finish(job, state)
+        outcome = "done"
+    finally:
+        job.tracker.close(outcome)
+    return results
+
+
+def _open(run: RunFolder, content: dict[str, Any], config: Config, ranks: Ranks) -> None:
+    run.create(content)
+    threads = {"torch": config.engine.threads, "loader": config.data.threads}
+    device = torch.cuda.get_device_name() if config.engine.device == "cuda" else "cpu"
+    run.write("environment.json", environment(threads, ranks.launcher, device, ranks.world))
+
+
+def _restore(job: Job) -> tuple[Progress, bool]:
+    """Return where the run stands, with the strategy in that state, and whether it was started before. Collective."""
+    found = job.checkpoints.load("last")
+    dist.barrier()
+    if found is None:
+        return Progress(), job.status.values["attempt"] > 1
+    state, progress = found
+    job.strategy.load_state_dict(state)
+    restored = Progress(**progress)
+    # A longer plan than at the time of saving: there is training left.
+    restored.finished = restored.finished and restored.planned == job.plan.steps
+    if job.ranks.first:
+        attempt = job.status.values["attempt"]
+        say(f"resuming {job.run.path} at step {restored.step} of {job.plan.steps} (attempt {attempt})")
+    return restored, True
+
+
+def _track(job: Job, state: Progress, resumed: bool) -> Any:
+    config = job.config
+    parameters = sum(p.numel() for p in job.strategy.model.parameters())
+    job.status.update(parameters=parameters, steps=job.plan.steps, step=state.step, leaks=job.shards.info.leaks)
+    return open_tracker(
+        job.run.path,
+        encode(config),
+        mode=config.tracking.wandb,
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        name=job.run.path.name,
+        group=config.tracking.group,
+        job_type=config.tracking.job_type,
+        tensorboard=config.tracking.tensorboard,
+        rank=job.ranks.rank,
+        resume_step=state.step if resumed else None,
+    )
+
+
+def _prove(job: Job, state: Progress) -> None:
+    """Compare what was consumed, over all ranks and restarts, with what the plan deals."""
+    if state.lineage != planned_digest(job.order, 0, state.step):
+        raise Fault(
+            "the samples that were consumed are not those of the plan", f"steps 0 to {state.step}", "report this"
+        )
+
+
+def _finish(job: Job, state: Progress) -> dict[str, Any]:
+    """Make the best weights the run's result and evaluate them. Collective."""
+    job.status.update(state="evaluating", step=state.step, lineage=state.lineage, lineage_proven=True)
+    best = job.checkpoints.load("best") or job.checkpoints.load("last")
+    assert best is not None
+    job.strategy.model.load_state_dict(best[0]["model"])
+    classes, fingerprint = job.shards.info.classes, job.shards.info.fingerprint
+    on_first_rank(job.ranks, lambda: export_weights(job.run, job.strategy.model, job.config, classes, fingerprint))
+    splits = [name for name in ("val", "test") if job.has(name)]
+    results = evaluate_run(job.run, job.config, job.shards, job.ranks, splits, other=False)
+    for name, result in results.items():
+        values = {f"{name}/{metric}": value["value"] for metric, value in result["metrics"].items()}
+        job.tracker.summary({key: value for key, value in values.items() if value is not None})
+    return results
+
+
+def failure(run: RunFolder, status: Status, code: int, problem: Exception) -> None:
+    """Write into status.json why the run stopped, from whichever rank knows."""
+    before = run.read("status.json") or {}
+    said = before.get("outcome")
+    if isinstance(said, dict) and before.get("attempt") == status.values["attempt"]:
+        return  # another rank knew first; what the others see is the consequence
+    status.writes = Path(run.path).is_dir()
+    status.update(state="failed", outcome={"code": code, "what": str(problem)})

@@ -1,0 +1,124 @@
+"""The training loop: the order of events is here and nowhere else; each thing it uses has a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from bloodcell.data.draws import chain
+from bloodcell.data.loader import Loader, training_requests
+from bloodcell.data.order import DIGEST_MASK
+from bloodcell.engine.guard import Guard, StepReport
+from bloodcell.engine.meter import Meter
+from bloodcell.engine.schedule import learning_rate
+from bloodcell.engine.setup import Job
+from bloodcell.engine.validate import Validation
+from shards.console import progress, say
+
+
+@dataclass
+class Progress:
+    """Where a run stands; stored in every checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        lineage: digest of every sample consumed in them (order.step_digest), summed modulo 2**63.
+        best: value of the monitored metric at its best, or None before the first validation.
+        best_step: when that was.
+        stale: validations since then.
+        finished: nothing is left to train.
+        planned: steps of the plan when this was saved.
+    """
+
+    step: int = 0
+    lineage: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    finished: bool = False
+    planned: int = 0
+
+    def note(self, report: StepReport | None) -> None:
+        """Take in the samples of a finished step."""
+        if report is not None:
+            self.lineage = (self.lineage + report.digest) & DIGEST_MASK
+
+    def validated(self, value: float, smaller: bool) -> bool:
+        """Take in a validation; return whether it is the best so far."""
+        better = self.best is None or (value < self.best if smaller else value > self.best)
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best, self.best_step = value, self.step
+        return better
+
+
+def train(job: Job, state: Progress) -> Progress:
+    """Train from `state` to the end of the plan or to early stopping; collective over all ranks.
+
+    Raises:
+        Fault: a loss is not finite (the samples are named).
+        EnvironmentFault: a sample cannot be read, the disk is full, a peer is gone.
+    """
+    config, plan, strategy, ranks = job.config, job.plan, job.strategy, job.ranks
+    guard = Guard(job.device, job.shards.describe, check_norm=config.engine.precision != "fp16")
+    meter = Meter(job.device, plan.global_batch)
+    validation = Validation(job)
+    requests = training_requests(job.order, ranks.world, ranks.rank, state.step, plan.steps)
+    with Loader(
+        job.shards, requests, job.view, plan.micro_batch, config.data.threads, job.device, config.data.check
+    ) as loader:
+        batches = iter(loader)
+        meter.restart(loader.waited)
+        strategy.model.train()
+        for step in _shown(range(state.step, plan.steps), plan.steps, ranks.first):
+            guard.begin(step)
+            for slot in range(plan.slots):
+                batch = next(batches)
+                seed_micro_batch(config.train.seed, step, ranks.rank * plan.slots + slot)
+                with strategy.slot(slot, plan.slots):
+                    loss = job.loss(strategy.forward(batch.images), batch.labels)
+                    strategy.backward(loss / plan.slots)
+                guard.watch(batch.request, loss)
+            rate = learning_rate(step, config.optim.lr, plan.warmup, plan.steps, config.optim.schedule)
+            report = guard.end(strategy.step(rate))
+            state.step, state.planned = step + 1, plan.steps
+            state.note(report)
+            meter.note(report)
+            meter.step(loader.waited)
+
+            evaluates, saves = plan.evaluates_after(state.step), plan.saves_after(state.step)
+            if evaluates or saves:
+                report = guard.flush()  # whatever is not finite must show before anything is kept
+                state.note(report)
+                meter.note(report)
+            if state.step % config.tracking.log_every == 0 or evaluates or saves:
+                job.tracker.log(state.step, meter.record(rate), plan.epoch(state.step))
+            if evaluates:
+                best = state.validated(validation.run(state.step), validation.smaller_is_better)
+                state.finished = bool(config.train.patience) and state.stale >= config.train.patience
+                saves = saves or best or state.finished
+            state.finished = state.finished or state.step == plan.steps
+            if saves:
+                job.save(state.step, asdict(state), best=evaluates and best)
+            job.show(state, meter)
+            if evaluates or saves:
+                meter.restart(loader.waited)
+            if state.finished:
+                break
+    if state.step < plan.steps and ranks.first:
+        say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")
+    return state
+
+
+def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:
+    """Seed torch for one micro-batch: dropout depends on nothing that a restart or another world size could change."""
+    torch.manual_seed(int(chain(_DROPOUT, seed, step, micro_batch)[0]) & DIGEST_MASK)
+
+
+_DROPOUT = 3  # first link of the hash chain: dropout shares no key with the sample order and its digest
+
+
+def _shown(steps: range, total: int, first: bool) -> Iterable[int]:
+    return progress(steps, "training", total, done=steps.start) if first else steps

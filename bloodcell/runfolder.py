@@ -1,0 +1,170 @@
+"""The run folder: where it is, whose it is, in what state it is; and how a run is taken up again."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bloodcell.config import Config, decode, difference, identity
+from shards.atomic import disk_errors, write_json
+from shards.errors import BadInput
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "nvidia-dali-cuda130",
+    "deepspeed",
+    "timm",
+    "numpy",
+    "wandb",
+    "webdataset",
+    "bloodcell",
+)
+
+
+class RunFolder:
+    """One run on disk.
+
+    Args:
+        path: the folder, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.json").exists()
+
+    def stored(self) -> dict[str, Any]:
+        """Return config.json: {"config", "recipe", "fingerprint", "classes", "model", ...}; raises BadInput."""
+        path = self.path / "config.json"
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            return dict(value)
+        except FileNotFoundError:
+            raise BadInput("no run here (no config.json)", self.path, "give the folder of a run") from None
+        except (OSError, ValueError, TypeError) as error:
+            raise BadInput(
+                f"the run's config cannot be read: {error}", path, "restore it or start a new run"
+            ) from error
+
+    def config(self) -> Config:
+        """Return the stored config."""
+        return decode(self.stored()["config"], self.path / "config.json")
+
+    def create(self, content: dict[str, Any]) -> None:
+        """Make the folder and write config.json; raises EnvironmentFault or BadInput where that is impossible."""
+        try:
+            with disk_errors(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                (self.path / "checkpoints").mkdir(exist_ok=True)
+                write_json(self.path / "config.json", content)
+        except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            raise BadInput(
+                f"the run folder cannot be written: {error.strerror}", self.path, "choose another --run"
+            ) from error
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run atomically."""
+        write_json(self.path / name, value)
+
+    def read(self, name: str) -> Any:
+        """Return a JSON file of the run, or None if there is none."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+
+class Status:
+    """status.json: what a run is doing, for people, scripts and launchers that hide exit codes.
+
+    Args:
+        run: its folder.
+        write: whether this rank writes (the first one does).
+    """
+
+    def __init__(self, run: RunFolder, write: bool) -> None:
+        self.run, self.writes = run, write
+        before = run.read("status.json") or {}
+        self.values: dict[str, Any] = {"attempt": int(before.get("attempt", 0)) + 1}
+        self.spent = float(before.get("wall_seconds", 0.0))
+        self._begin = time.time()
+
+    def tick(self, **values: Any) -> None:
+        """Change some values; write the file if a second has passed since it was last written."""
+        self.values.update(values)
+        if time.time() - self.values.get("time", 0) >= 1:
+            self.update()
+
+    def update(self, **values: Any) -> None:
+        """Change some values and write the file."""
+        self.values.update(values)
+        self.values["wall_seconds"] = round(self.spent + time.time() - self._begin, 3)
+        self.values["time"] = round(time.time(), 3)
+        if self.writes:
+            self.run.write("status.json", self.values)
+
+
+def default_path(recipe: str, config: Config, fingerprint: str) -> Path:
+    """Return runs/<recipe>-<hash of config and set>: the same command finds its run again."""
+    return Path("runs") / f"{recipe}-{identity(config, fingerprint)}"
+
+
+def check_same(stored: Config, wanted: Config, where: Path) -> Config:
+    """Return the config to go on with: the stored one with the wanted run-time fields and length.
+
+    Raises:
+        BadInput: any other field differs; the message holds the difference.
+    """
+    changed = difference(stored, wanted)
+    longer = changed.pop("train.epochs", None)
+    if longer is not None and longer[1] < longer[0]:
+        changed["train.epochs"] = longer
+    changed.pop("data.set", None)  # the set may have moved; its fingerprint is compared instead
+    if changed:
+        said = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
+        raise BadInput(
+            f"the run was started with another config ({said})", where, "choose another --run, or drop the flags"
+        )
+    return wanted
+
+
+def environment(threads: dict[str, int], launcher: str, device: str, world: int) -> dict[str, Any]:
+    """Return what a reader needs to repeat the run: versions, machine, threads. No variables: they can hold secrets."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "host": platform.node(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": device,
+        "launcher": launcher,
+        "world": world,
+        "threads": threads,
+        "executable": sys.executable,
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.processor()
+    except OSError:
+        return platform.processor()

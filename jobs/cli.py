@@ -1,0 +1,142 @@
+"""The `bloodcell` command: one table of verbs, each in a module that is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TextIO
+
+from shards.errors import BadInput, Fault, Stop, nearest
+
+SCHEMA = "bloodcell/1"
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("jobs.demo", "the whole way in one command: draw, pack, train on two ranks, evaluate, report"),
+    "synth": ("jobs.data", "draw a labelled set of smear images"),
+    "pack": ("jobs.data", "clean and split images and write the shard set"),
+    "verify": ("jobs.data", "check every byte of a shard set again"),
+    "train": ("jobs.train", "train a recipe, here or under torchrun or srun"),
+    "evaluate": ("jobs.evaluate", "exact metrics of a run on a split, on any number of ranks"),
+    "report": ("jobs.evaluate", "write report.html of a run or a shard set again"),
+    "zoo": ("jobs.zoo", "the models there are"),
+    "bench": ("jobs.bench.cli", "how fast each part is, beside what else one could use"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are one clear line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise BadInput in place of printing the usage."""
+        raise BadInput(message, "command line", f"see `{self.prog} --help`")
+
+
+@dataclass
+class Output:
+    """Where results go: with --json file descriptor 1 is kept for one object and everything else is sent to stderr."""
+
+    stream: TextIO
+    as_json: bool
+    first: bool
+
+    @classmethod
+    def open(cls, as_json: bool) -> Output:
+        """Keep the real stdout; point file descriptor 1 (libraries write there) at stderr if the output is JSON."""
+        first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+        if not as_json:
+            return cls(sys.stdout, False, first)
+        kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        return cls(kept, True, first)
+
+    def result(self, verb: str, value: dict[str, Any], lines: Sequence[str]) -> None:
+        """Print what a verb returned, as JSON or as lines for people; the first rank only."""
+        if not self.first:
+            return
+        if self.as_json:
+            self._json({"schema": f"{SCHEMA}/{verb}", "exit": value.get("exit", 0), **value})
+        else:
+            print(*lines, sep="\n", file=self.stream, flush=True)
+
+    def error(self, verb: str, problem: Stop) -> None:
+        """Print one clear line; bad input is the same on all ranks, so only the first says it."""
+        if not self.first and isinstance(problem, BadInput):
+            return
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
+        who = "bloodcell" if self.first or not rank else f"bloodcell (rank {rank})"
+        print(f"{who}: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
+        if self.as_json and self.first:
+            said = {"what": problem.what, "where": problem.where, "fix": problem.fix}
+            self._json({"schema": f"{SCHEMA}/{verb}", "exit": problem.code, "error": said})
+
+    def _json(self, value: dict[str, Any]) -> None:
+        print(json.dumps(value, allow_nan=False), file=self.stream, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code: 0, 1 (a check failed), 2 (bad input), 3 (environment), 70 (fault), 85."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verb = given[0] if given else ""
+    if verb in ("", "-h", "--help", "help"):
+        print(usage())
+        return 0 if verb else 2
+    if verb in ("--version", "version"):
+        print(f"bloodcell {importlib.import_module('importlib.metadata').version('bloodcell')}")
+        return 0
+    output = Output.open("--json" in given)
+    try:
+        value, lines = run_verb(verb, given[1:])
+        output.result(verb, value, lines)
+        return int(value.get("exit", 0))
+    except Stop as problem:
+        output.error(verb, problem)
+        return problem.code
+    except KeyboardInterrupt:
+        print("bloodcell: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+    except Exception as error:  # a fault inside is loud
+        traceback.print_exc()
+        output.error(
+            verb, Fault(f"{type(error).__name__}: {error}", verb, "this is a fault of the program: please report it")
+        )
+        return Fault.code
+
+
+def run_verb(verb: str, rest: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Parse the arguments of a verb and run it; return its result and the lines for people."""
+    if verb not in VERBS:
+        raise BadInput(f"no verb {verb!r}", "command line", nearest(verb, list(VERBS)) or "see `bloodcell --help`")
+    module_name, about = VERBS[verb]
+    module = importlib.import_module(module_name)
+    parser = Parser(
+        prog=f"bloodcell {verb}",
+        description=about,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(verb, parser)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    if getattr(module, "TAKES_CONFIG", False):
+        parsed, parsed.flags = parser.parse_known_args(rest)
+    else:
+        parsed = parser.parse_args(rest)
+    return module.run(verb, parsed)
+
+
+def usage() -> str:
+    """Return the list of verbs."""
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {about}" for name, (_, about) in VERBS.items()]
+    return "usage: bloodcell VERB ...   (`bloodcell VERB --help` for each)\n\n" + "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""`bloodcell train`: find the recipe and the run, check everything, join the other ranks, train, evaluate, report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bloodcell.config import Config, Flat, difference, encode, fields, override, parse_flags, read_recipe
+from shards.errors import BadInput, EnvironmentFault, Fault, Stop, nearest
+
+if TYPE_CHECKING:
+    from bloodcell.data.shardset import ShardSet
+    from bloodcell.ranks import Ranks
+    from bloodcell.runfolder import RunFolder
+
+TAKES_CONFIG = True
+RECIPES = Path(__file__).with_name("recipes")
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """Declare RECIPE, --data, --run; every config field is a flag too."""
+    parser.add_argument("recipe", metavar="RECIPE", help=f"a .toml file, or one of {', '.join(recipe_names())}")
+    parser.add_argument("--data", type=Path, metavar="SET", help="shard set")
+    parser.add_argument(
+        "--run", type=Path, metavar="DIR", help="run folder (runs/<recipe>-<hash>); an unfinished run goes on"
+    )
+    described = []
+    for key, leaf in fields().items():
+        if key != "data.set":
+            described.append(f"  --{key:<24} {leaf.metadata['help']} ({leaf.default})")
+    parser.epilog = "config fields:\n" + "\n".join(described)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with the program, and of those in ./recipes."""
+    return sorted({path.stem for folder in (RECIPES, Path("recipes")) for path in folder.glob("*.toml")})
+
+
+def find_recipe(name: str) -> tuple[Config, str]:
+    """Return the config of a recipe (a file, or a name in ./recipes or among the program's own) and its short name."""
+    given = Path(name)
+    if given.suffix == ".toml" or "/" in name:
+        return read_recipe(given), given.stem
+    for folder in (Path("recipes"), RECIPES):
+        if (folder / f"{name}.toml").exists():
+            return read_recipe(folder / f"{name}.toml"), name
+    known = recipe_names()
+    raise BadInput(f"no recipe {name!r}", "command line", nearest(name, known) or f"there are {', '.join(known)}")
+
+
+def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Train; return the run's result and the lines for people."""
+    base, recipe = find_recipe(parsed.recipe)
+    flags = parse_flags(parsed.flags)
+    if parsed.data is not None:
+        flags["data.set"] = str(parsed.data)
+    return train(base, recipe, flags, parsed.run)
+
+
+def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """Train `base` changed by `flags` in the run folder `path` (or the one its name leads to)."""
+    from bloodcell.data.shardset import ShardSet
+    from bloodcell.engine.setup import check
+    from bloodcell.ranks import discover, process_group, set_threads
+    from bloodcell.runfolder import Status
+
+    ranks = discover()
+    config, folder, content = settle(base, recipe, flags, path, ranks)
+    shards = ShardSet.open(Path(config.data.set))
+    check(config, shards, ranks)
+    set_threads(config.engine.threads)
+    status = Status(folder, ranks.first)
+    command = f"bloodcell {shlex.join(sys.argv[1:])}"
+    status.values.update(command=command, world=ranks.world)
+    import torch
+
+    torch.use_deterministic_algorithms(config.engine.deterministic)
+    with process_group(ranks, torch.device(config.engine.device), config.engine.timeout):
+        return _guarded(config, content, folder, status, ranks, shards)
+
+
+def settle(
+    base: Config, recipe: str, flags: Flat, path: Path | None, ranks: Ranks
+) -> tuple[Config, RunFolder, dict[str, Any]]:
+    """Return the resolved config, the run folder and what config.json shall hold; an existing run is taken up.
+
+    Raises:
+        BadInput: no set, or the run belongs to another recipe, config or set; the difference is in the message.
+    """
+    from bloodcell.data.shardset import ShardSet
+    from bloodcell.engine.resolve import resolve
+    from bloodcell.runfolder import RunFolder, check_same, default_path
+
+    wanted = override(base, flags)
+    if not wanted.data.set and path is not None and RunFolder(path).exists:
+        wanted = override(wanted, {"data.set": RunFolder(path).config().data.set})
+    if not wanted.data.set:
+        raise BadInput("no shard set is named", "command line", "add --data SET")
+    shards = ShardSet.open(Path(wanted.data.set))
+    folder = RunFolder(path or default_path(recipe, wanted, shards.info.fingerprint))
+    content = {
+        "recipe": recipe,
+        "base": encode(base),
+        "fingerprint": shards.info.fingerprint,
+        "classes": shards.info.classes,
+        "leaks": shards.info.leaks,
+    }
+    if folder.exists:
+        config = resolve(take_up(folder, base, flags, content), ranks)
+        config = check_same(folder.config(), config, folder.path)
+    else:
+        config = resolve(wanted, ranks)
+    return config, folder, {"config": encode(config), **content}
+
+
+def take_up(folder: RunFolder, base: Config, flags: Flat, content: dict[str, Any]) -> Config:
+    """Return the stored config with this command's flags; raises BadInput if recipe or set are not the run's own."""
+    from bloodcell.config import decode
+
+    stored = folder.stored()
+    if stored.get("fingerprint") != content["fingerprint"]:
+        raise BadInput(
+            "the run was started on another set", folder.path, "choose another --run or the set it was started on"
+        )
+    changed = difference(decode(stored["base"], folder.path), base)
+    if changed:
+        said = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
+        raise BadInput(f"the run was started with another recipe ({said})", folder.path, "choose another --run")
+    flags = {key: value for key, value in flags.items() if key != "data.set"}
+    return override(folder.config(), flags)
+
+
+def _guarded(
+    config: Config, content: dict[str, Any], folder: RunFolder, status: Any, ranks: Ranks, shards: ShardSet
+) -> tuple[dict[str, Any], list[str]]:
+    """Run, and leave in status.json why it ended, whatever happened."""
+    from bloodcell.engine.run import execute, failure
+
+    try:
+        results = execute(config, content, folder, status, ranks, shards)
+    except Stop as problem:
+        failure(folder, status, problem.code, problem)
+        raise
+    except RuntimeError as error:
+        problem = _peer_fault(error) or Fault(f"{type(error).__name__}: {error}", str(folder.path))
+        failure(folder, status, problem.code, problem)
+        if isinstance(problem, EnvironmentFault):
+            raise problem from error
+        raise
+    status.update(state="done", outcome={"code": 0, "what": "finished"})
+    return _report(results, folder, shards, ranks)
+
+
+def _peer_fault(error: RuntimeError) -> EnvironmentFault | None:
+    """Return a clear error if a collective failed because another rank is gone."""
+    text = str(error)
+    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "Broken pipe")
+    if not any(sign in text for sign in signs):
+        return None
+    return EnvironmentFault(
+        "another rank is gone", text.splitlines()[0][:200], "start the same command again: the run goes on"
+    )
+
+
+def _report(
+    results: dict[str, Any], folder: RunFolder, shards: ShardSet, ranks: Ranks
+) -> tuple[dict[str, Any], list[str]]:
+    if not ranks.first:
+        return {}, []
+    from bloodcell.evaluation.result import table
+    from bloodcell.report import write_run_report
+
+    page = write_run_report(folder.path, shards.folder)
+    lines = []
+    for name, result in results.items():
+        lines += [f"{name}:", *table(result)]
+    lines += [f"run: {folder.path}", f"report: {page}"]
+    summary = {name: result["metrics"] for name, result in results.items()}
+    return {"run": str(folder.path), "data": str(shards.folder), "metrics": summary, "report": str(page)}, lines

@@ -1,0 +1,248 @@
+"""The set's report: SET/report.html, one self-contained page that shows what is in a shard set and how it was made."""
+
+from __future__ import annotations
+
+import csv
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shards.document import environment, flatten, percent, plural, size, write_page
+from shards.errors import BadInput
+from shards.format import REJECTED_COLUMNS, DatasetInfo, read_dataset, read_samples
+from shards.pictures import COLUMNS, Picture, pictures
+
+SIDE = 128
+"""Longer side of a thumbnail in pixels."""
+
+THUMBNAIL_BYTES = 6_000
+"""JPEG bytes aimed at for each thumbnail: with MOST_EXAMPLES the page stays under 2 MB."""
+
+EXAMPLES_PER_CLASS = 8
+MOST_EXAMPLES = 128
+MOST_CLUSTERS = 4
+MOST_IN_CLUSTER = 6
+MOST_ROWS = 200
+"""Rows of a table that are shown; a page lists no more classes or shards than a person would read."""
+
+NEAR = "near:"
+"""How the group of a cluster of near-duplicates begins whose patient or slide is unknown."""
+
+FINDINGS = {
+    "exact_duplicates": "exact duplicates left out (the first by path is kept)",
+    "contradictions": "images left out because the same picture carries several labels",
+    "near_pairs": "pairs of near-duplicates (kept, in one part)",
+    "near_clusters": "clusters of near-duplicates",
+    "largest_cluster": "images in the largest such cluster",
+    "near_contradictions": "pairs of near-duplicates with different labels",
+    "joined_groups": "groups joined because they share an image",
+}
+
+SILENT_OPTIONS = {"folds": 0, "allow_leaks": False}
+"""Options that say nothing in a command when they have this value."""
+
+
+def write_set_report(folder: Path) -> Path:
+    """Write `folder`/report.html from dataset.json, samples.parquet, rejected.csv and the shards; return its path.
+
+    The page depends on the set alone: not on the time, the machine or the name of the folder.
+
+    Raises:
+        BadInput: the set has no readable dataset.json, sample table or list of rejected images.
+        EnvironmentFault: the disk is full or fails.
+    """
+    info = read_dataset(folder)
+    table = read_samples(folder, [*COLUMNS, "label", "mode", "format"])
+    rejects = read_rejects(folder / "rejected.csv")
+    content: dict[str, Any] = {
+        "info": info,
+        "name": set_name(info),
+        "samples": table.num_rows,
+        "bytes": sum(shard.bytes for shard in info.shards),
+        "counts": counts_table(info),
+        "groups": groups(table),
+        "examples": _examples(folder, info, table),
+        "clusters": _clusters(folder, info, table),
+        "findings": _findings(info),
+        "rejects": rejects,
+        "shapes": _shapes(table),
+        "audit": audit_rows(info),
+        "split": _split_rows(info),
+        "options": flatten(info.options),
+        "command": command(info),
+        "shards": info.shards[:MOST_ROWS],
+    }
+    return write_page(folder / "report.html", environment(), "set.html", content)
+
+
+def set_name(info: DatasetInfo) -> str:
+    """Return what the set is called: the folder or table that it was packed from."""
+    return str(info.options.get("source") or "shard set").rstrip("/").rsplit("/", 1)[-1]
+
+
+def leak_count(info: DatasetInfo) -> int:
+    """Return how often the audit found something shared across parts."""
+    leaks = info.audit.get("leaks")
+    return len(leaks) if isinstance(leaks, list | tuple | dict) else int(leaks or 0)
+
+
+def counts_table(info: DatasetInfo) -> dict[str, Any]:
+    """Return images for each class and part, with the share of its class that each part got and was to get."""
+    parts = list(info.samples)
+    asked = info.split.get("fractions") or {}
+    by_class = {name: [info.samples[part].get(name, 0) for part in parts] for name in info.classes}
+    totals = {name: sum(counts) for name, counts in by_class.items()}
+    whole, most = sum(totals.values()), max(totals.values(), default=0)
+
+    def cells(counts: Iterable[int], of: int) -> list[dict[str, float]]:
+        return [{"count": n, "share": n / max(of, 1)} for n in counts]
+
+    rows = [
+        {
+            "name": name,
+            "count": totals[name],
+            "share": totals[name] / max(most, 1),
+            "of_set": totals[name] / max(whole, 1),
+            "cells": cells(by_class[name], totals[name]),
+        }
+        for name in info.classes[:MOST_ROWS]
+    ]
+    caption = "Images for each class and part; under each number the share of its class."
+    if len(info.classes) > MOST_ROWS:
+        caption += f" The first {MOST_ROWS} of {plural(len(info.classes), 'class', 'classes')}."
+    return {
+        "caption": caption,
+        "parts": [{"name": part, "asked": asked.get(part)} for part in parts],
+        "rows": rows,
+        "total": cells([sum(info.samples[part].values()) for part in parts], whole),
+        "count": whole,
+    }
+
+
+def groups(table: pa.Table) -> dict[str, Any]:
+    """Return what is known about groups: {"known": images with a patient or slide, "units": independent units,
+    "rows": the largest groups}; a group that is only a cluster of near-duplicates names no patient.
+    """
+    counted = table.select(["group"]).group_by("group").aggregate([([], "count_all")]).to_pylist()
+    named = [(row["group"], row["count_all"]) for row in counted if row["group"]]
+    alone = table.num_rows - sum(n for _, n in named)
+    known = [(name, n) for name, n in named if not name.startswith(NEAR)]
+    largest = sorted(known, key=lambda item: (-item[1], item[0]))
+    return {
+        "known": sum(n for _, n in known),
+        "named": len(known),
+        "clusters": len(named) - len(known),
+        "alone": alone,
+        "units": len(named) + alone,
+        "rows": _tally(largest[:10]),
+    }
+
+
+def _tally(items: list[tuple[str, int]]) -> list[dict[str, Any]]:
+    most = max((n for _, n in items), default=0)
+    return [{"name": name, "count": n, "share": n / max(most, 1)} for name, n in items]
+
+
+def _shapes(table: pa.Table) -> dict[str, Any]:
+    """Return how often each size in pixels, PIL mode and file format occurs, and the spread of file sizes."""
+    sizes = table.group_by(["width", "height"]).aggregate([([], "count_all")]).to_pylist()
+    counted = sorted(((row["count_all"], row["width"], row["height"]) for row in sizes), key=lambda r: (-r[0], r[1:]))
+    listed = [(f"{width} × {height} px", n) for n, width, height in counted[:8]]
+    if len(counted) > 8:
+        listed.append((f"{len(counted) - 8:,} other sizes", sum(n for n, _, _ in counted[8:])))
+    lengths = table.column("size").to_numpy()
+    low, middle, high = (size(float(value)) for value in np.quantile(lengths, (0, 0.5, 1)))
+    modes, formats = (_values(table, name) for name in ("mode", "format"))
+    return {"sizes": _tally(listed), "modes": modes, "formats": formats, "files": (low, middle, high)}
+
+
+def _values(table: pa.Table, column: str) -> list[dict[str, Any]]:
+    counted = pc.value_counts(table.column(column)).to_pylist()
+    return _tally(sorted(((str(row["values"]), row["counts"]) for row in counted), key=lambda item: (-item[1], item)))
+
+
+def _examples(folder: Path, info: DatasetInfo, table: pa.Table) -> list[dict[str, Any]]:
+    """Choose a few images of each class, at equal distances through the set."""
+    labels = table.column("label").to_numpy()
+    each = max(1, min(EXAMPLES_PER_CLASS, MOST_EXAMPLES // max(1, len(info.classes))))
+    found = []
+    for label, name in enumerate(info.classes[:MOST_EXAMPLES]):
+        members = np.flatnonzero(labels == label)
+        chosen = members[np.unique(np.linspace(0, len(members) - 1, each).astype(np.int64))] if len(members) else []
+        shown = pictures(folder, info, [int(i) for i in chosen], SIDE, THUMBNAIL_BYTES, table)
+        found.append({"name": name, "count": len(members), "pictures": shown})
+    return found
+
+
+def _clusters(folder: Path, info: DatasetInfo, table: pa.Table) -> list[list[Picture]]:
+    """Return the largest clusters of near-duplicates as pictures."""
+    column = table.column("group")
+    near = table.filter(pc.starts_with(column, NEAR)).group_by("group").aggregate([([], "count_all")]).to_pylist()
+    largest = sorted(near, key=lambda row: (-row["count_all"], row["group"]))[:MOST_CLUSTERS]
+    shown = []
+    for row in largest:
+        ids = np.flatnonzero(pc.equal(column, row["group"]).to_numpy(zero_copy_only=False))[:MOST_IN_CLUSTER]
+        shown.append(pictures(folder, info, [int(i) for i in ids], SIDE, THUMBNAIL_BYTES, table))
+    return shown
+
+
+def _findings(info: DatasetInfo) -> list[tuple[str, Any]]:
+    found = info.extra.get("duplicates") or {}
+    return [(FINDINGS.get(name, name.replace("_", " ")), value) for name, value in found.items()]
+
+
+def read_rejects(path: Path) -> list[dict[str, Any]]:
+    """Return the rejected images by reason, the commonest first: {"reason", "count", "examples": rows of the file}.
+
+    Raises:
+        BadInput: the file exists and cannot be read.
+    """
+    if not path.exists():
+        return []
+    by_reason: dict[str, dict[str, Any]] = {}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                said = {name: row.get(name) or "" for name in REJECTED_COLUMNS}
+                entry = by_reason.setdefault(said["reason"], {"reason": said["reason"], "count": 0, "examples": []})
+                entry["count"] += 1
+                if len(entry["examples"]) < 5:
+                    entry["examples"].append(said)
+    except (OSError, ValueError, csv.Error) as error:
+        raise BadInput(f"the list of rejected images cannot be read: {error}", path, "pack the set again") from error
+    return sorted(by_reason.values(), key=lambda entry: (-entry["count"], entry["reason"]))
+
+
+def audit_rows(info: DatasetInfo) -> list[tuple[str, Any]]:
+    """Return what the audit says as (name, value), the number of leaks first."""
+    rest = {name: value for name, value in info.audit.items() if name != "leaks"}
+    return [("leaks", leak_count(info)), *((name.replace("_", " "), value) for name, value in flatten(rest))]
+
+
+def _split_rows(info: DatasetInfo) -> list[tuple[str, Any]]:
+    rows = []
+    for name, value in info.split.items():
+        if name == "fractions" and isinstance(value, dict):
+            value = ", ".join(f"{part} {percent(share, 0)}" for part, share in value.items())
+        if name == "deviation" and isinstance(value, int | float):
+            name, value = "largest difference from an asked share", f"{value * 100:.2f} percentage points"
+        rows.append((name.replace("_", " "), value))
+    return rows
+
+
+def command(info: DatasetInfo) -> str:
+    """Return the command that packs the same set again from a folder of the same name."""
+    words = ["bloodcell", "pack", str(info.options.get("source") or "IMAGES"), "SET"]
+    for name, value in info.options.items():
+        if name == "source" or value in ("", None) or SILENT_OPTIONS.get(name, ...) == value:
+            continue
+        if name == "split" and info.options.get("folds"):
+            continue
+        flag = name.replace("_", "-")
+        words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return shlex.join(words)
