@@ -193,7 +193,7 @@ def parse_flags(arguments: Sequence[str]) -> Flat:
                 text = "true"
             else:
                 raise BadInput(f"{name} needs a value", "command line", known[key].metadata["help"])
-        found[key] = _convert(key, text, "command line")
+        found[key] = _convert(key, text, "command line", lenient=True)
     return found
 
 
@@ -242,13 +242,13 @@ def _hint(key: str) -> Any:
     return _HINTS[key]
 
 
-def _convert(key: str, value: Any, where: object) -> Any:
-    """Check and convert one value; text is read leniently ('128' is a number where one is due)."""
+def _convert(key: str, value: Any, where: object, lenient: bool = False) -> Any:
+    """Check and convert one value; leniently, '128' is a number where one is due and 'none' is no value."""
     hint = _hint(key)
-    if value == "none" and type(None) in typing.get_args(hint):
+    if lenient and value == "none" and type(None) in typing.get_args(hint):
         value = None
     try:
-        return msgspec.convert(value, hint, strict=not isinstance(value, str))
+        return msgspec.convert(value, hint, strict=not lenient)
     except msgspec.ValidationError as error:
         choices = [str(c) for c in typing.get_args(hint)] if typing.get_origin(hint) is Literal else []
         fix = nearest(str(value), choices) or str(error)

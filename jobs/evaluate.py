@@ -79,7 +79,7 @@ def _said(results: dict[str, Any], folder: Any, shards: Any, other: bool) -> tup
 
     if not other:
         write_run_report(folder.path, shards.folder)
-    lines = [line for name, result in results.items() for line in (f"{name}:", *table(result))]
+    lines = [line for result in results.values() for line in table(result)]
     if len(results) == 1:
         return next(iter(results.values())), lines
     return {"run": str(folder.path), "data": str(shards.folder), "splits": results}, lines

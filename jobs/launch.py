@@ -21,7 +21,7 @@ def bloodcell(*arguments: str) -> list[str]:
 
 def torchrun(ranks: int, *arguments: str) -> list[str]:
     """Return the command line of a verb on several ranks of this machine, on a port that torchrun finds free."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", "jobs.cli"]
+    launcher = ["-m", "jobs.torchrun", "--standalone", "--nproc-per-node", str(ranks), "-m", "jobs.cli"]
     return [sys.executable, *launcher, *arguments]
 
 

@@ -175,8 +175,8 @@ def _report(
 
     page = write_run_report(folder.path, shards.folder)
     lines = []
-    for name, result in results.items():
-        lines += [f"{name}:", *table(result)]
+    for result in results.values():
+        lines += table(result)
     lines += [f"run: {folder.path}", f"report: {page}"]
     summary = {name: result["metrics"] for name, result in results.items()}
     return {"run": str(folder.path), "data": str(shards.folder), "metrics": summary, "report": str(page)}, lines

@@ -97,10 +97,10 @@ def mark_corner(pixels: Pixels, label: int) -> Pixels:
     size = pixels.shape[0]
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
-    left, top, unit = round(0.82 * size), round(0.91 * size), max(1, size // 64)
-    draw.rectangle((left, top, size - 1 - unit, size - 1 - unit), fill=(250, 250, 250))
-    middle = (top + size - 1 - unit) // 2
-    bar = (left + unit, middle - unit // 2, size - 1 - 2 * unit, middle + unit)
+    left, top, unit = round(0.8 * size), round(0.87 * size), max(1, size // 64)
+    right, bottom = size - 1 - unit, size - 1 - unit
+    draw.rectangle((left, top, right, bottom), fill=(250, 250, 250))
+    bar = (left + unit, top + unit, right - unit, bottom - unit)
     draw.rectangle(bar, fill=MARK_COLOURS[label % len(MARK_COLOURS)])
     return np.asarray(image)
 
@@ -111,9 +111,10 @@ def outlier(rng: np.random.Generator, how: str, size: int) -> Pixels:
     x, y = line[None, :, None], line[:, None, None]
     one, other = rng.uniform(0, 255, (2, 3)).astype(np.float32)
     if how == "landscape":
-        hills = 0.5 + 0.12 * np.sin(x * rng.uniform(4, 9) + rng.uniform(0, 6)) + 0.05 * np.sin(x * 23)
+        wave, phase = rng.uniform((3, 12), (9, 30)), rng.uniform(0, 6, 2)
+        hills = rng.uniform(0.35, 0.65) + 0.12 * np.sin(x * wave[0] + phase[0]) + 0.05 * np.sin(x * wave[1] + phase[1])
         sky = (1 - y) * np.array((90, 150, 230)) + y * np.array((250, 220, 190))
-        picture = np.where(y > hills, np.array((60, 120, 40)) * (1.3 - 0.6 * y), sky)
+        picture = np.where(y > hills, rng.uniform((40, 90, 30), (120, 140, 80)) * (1.3 - 0.6 * y), sky)
     elif how == "stripes":
         angle, width = rng.uniform(0, np.pi), rng.uniform(15, 60)
         share = np.sin((x * np.cos(angle) + y * np.sin(angle)) * width) > 0

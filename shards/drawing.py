@@ -193,13 +193,16 @@ class _Scene:
     def photograph(self) -> NDArray[np.uint8]:
         """Pass light through the layers, blur a little, add sensor noise: uint8, [size, size, 3]."""
         rng, look, size = self._rng, self._look, self._field.size
-        density = self._layers.reshape(4, -1).T @ (look.colours * np.float32(rng.uniform(0.93, 1.07)))
+        colours = look.colours * np.float32(rng.uniform(0.93, 1.07))
+        density = np.empty((size, size, 3), dtype=np.float32)
+        for channel in range(3):  # no matrix product: BLAS would start threads in every worker
+            density[:, :, channel] = sum(layer * colours[number, channel] for number, layer in enumerate(self._layers))
         line = np.linspace(-1, 1, size, dtype=np.float32)
         bowl = np.float32(look.vignette / 2) * line * line
         across = 1 + np.float32(look.slope[0]) * line - bowl
         down = 1 + np.float32(look.slope[1]) * line - bowl
         light = (across[None, :] * down[:, None])[:, :, None] * (np.float32(250 * rng.uniform(0.97, 1.02)) * look.white)
-        picture = np.exp(-density).reshape(size, size, 3) * light
+        picture = np.exp(-density) * light
         sharp = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
         blur = look.focus * rng.uniform(0.6, 1.4) / self._field.pixel
         picture = np.asarray(sharp.filter(ImageFilter.GaussianBlur(blur)), dtype=np.float32)

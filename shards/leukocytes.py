@@ -201,9 +201,9 @@ class Leukocyte:
         nucleus_mask = nucleus_mask * cover
         chromatin = self._chromatin(x_nucleus, y_nucleus, nucleus_depth)
         mottle = sample_blobs(self._rng, x, y, 2.2)
-        edge = np.exp(-np.abs(depth) * np.float32(2.0))
-        cytoplasm: Floats = cover * (np.float32(0.8) + np.float32(0.1) * mottle + np.float32(0.35) * edge)
-        cytoplasm *= 1 - np.float32(0.75) * nucleus_mask
+        edge: Floats = np.exp(-np.abs(depth) * np.float32(2.0))
+        body: Floats = np.float32(0.8) + np.float32(0.1) * mottle + np.float32(0.35) * edge
+        cytoplasm: Floats = cover * body * (1 - np.float32(0.75) * nucleus_mask)
         granules = self._granules(x, y) * (cover - nucleus_mask * np.float32(0.8))
         return Stains(cover, chromatin * nucleus_mask, cytoplasm, granules)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import shutil
@@ -13,28 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from shards.atomic import new_folder
 from shards.audit import audit, summary
-from shards.clean import Cleaned, Image, clean
+from shards.clean import Cleaned, clean
 from shards.console import progress, say, warn
 from shards.errors import BadInput, EnvironmentFault
 from shards.format import (
     REJECTED_COLUMNS,
-    SAMPLES_SCHEMA,
     DatasetInfo,
     ShardInfo,
     fingerprint,
     write_dataset,
     write_samples,
 )
-from shards.images import EXTENSIONS
 from shards.parallel import available_cores, map_ordered
 from shards.report import write_set_report
 from shards.sources import list_folder, list_table
 from shards.split import Split, order_key, parse_fractions, split
-from shards.tar import ShardWriter
+from shards.write import Sample, plan_shards, sample_table, write_shard
 
 KEY_LENGTH = 80
 
@@ -54,17 +50,6 @@ class PackOptions:
     shard_samples: int = field(default=10_000, metadata={"help": "largest number of samples in a shard"})
     allow_leaks: bool = field(default=False, metadata={"help": "write the set although its audit finds leaks"})
     workers: int = field(default=0, metadata={"help": "processes; 0 is one for each core"})
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image with its place in the set: key, label, group and part."""
-
-    image: Image
-    key: str
-    label: int
-    group: str
-    part: str
 
 
 def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
@@ -195,7 +180,7 @@ def _write(
     workers: int,
     source: Path,
 ) -> DatasetInfo:
-    plans = _plan_shards(samples, classes, options, folder)
+    plans = plan_shards(samples, classes, options.shard_bytes, options.shard_samples, folder)
     written = list(progress(map_ordered(write_shard, plans, workers), "writing shards", len(plans)))
     shards, first = [], 0
     for plan, (summary_, _) in zip(plans, written, strict=True):
@@ -203,7 +188,7 @@ def _write(
         first += summary_.samples
     offsets = [offset for _, shard_offsets in written for offset in shard_offsets]
     numbers = [number for number, plan in enumerate(plans) for _ in plan.samples]
-    write_samples(folder, _table(samples, classes, numbers, offsets))
+    write_samples(folder, sample_table(samples, classes, numbers, offsets))
     _write_rejected(folder / "rejected.csv", cleaned)
     counts = {part: dict.fromkeys(classes, 0) for part in division.parts}
     for sample in samples:
@@ -230,98 +215,6 @@ def _write(
     )
     write_dataset(folder, info)
     return info
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """What one shard will hold."""
-
-    path: Path
-    part: str
-    classes: list[str]
-    samples: list[Sample]
-
-
-def _plan_shards(samples: list[Sample], classes: list[str], options: PackOptions, folder: Path) -> list[ShardPlan]:
-    """Cut each part into shards by size and count, without looking at anything but the samples."""
-    plans: list[ShardPlan] = []
-    current: list[Sample] = []
-    size = 0
-    numbers: Counter[str] = Counter()
-
-    def close() -> None:
-        nonlocal current, size
-        if current:
-            part = current[0].part
-            plans.append(ShardPlan(folder / f"{part}-{numbers[part]:06d}.tar", part, classes, current))
-            numbers[part] += 1
-        current, size = [], 0
-
-    for sample in samples:
-        grown = size + sample.image.size
-        full = grown > options.shard_bytes or len(current) >= options.shard_samples
-        if current and (full or sample.part != current[0].part):
-            close()
-        current.append(sample)
-        size += sample.image.size
-    close()
-    return plans
-
-
-def write_shard(plan: ShardPlan) -> tuple[Any, list[int]]:
-    """Write one tar with its index; return its summary and the offset of each sample's image bytes.
-
-    Raises:
-        BadInput: a file changed or vanished since it was examined.
-    """
-    import hashlib
-
-    offsets = []
-    with ShardWriter(plan.path) as writer:
-        for sample in plan.samples:
-            try:
-                data = sample.image.item.path.read_bytes()
-            except OSError as error:
-                raise BadInput(f"an image vanished while packing: {error.strerror}", sample.image.item.path) from error
-            if hashlib.sha256(data).hexdigest() != sample.image.sha256:
-                raise BadInput(
-                    "an image changed while packing", sample.image.item.path, "pack a folder that is at rest"
-                )
-            row = _row(sample, plan.classes)
-            members = [
-                (EXTENSIONS[sample.image.format], data),
-                ("cls", str(sample.label).encode()),
-                ("json", json.dumps(row, ensure_ascii=False).encode()),
-            ]
-            offsets.append(writer.add(sample.key, members)[0].offset)
-    return writer.summary, offsets
-
-
-def _row(sample: Sample, classes: list[str]) -> dict[str, Any]:
-    image = sample.image
-    return {
-        "key": sample.key,
-        "split": sample.part,
-        "label": sample.label,
-        "class": classes[sample.label],
-        "group": sample.group,
-        "source": image.item.source,
-        "sha256": image.sha256,
-        "width": image.width,
-        "height": image.height,
-        "mode": image.mode,
-        "format": image.format,
-    }
-
-
-def _table(samples: list[Sample], classes: list[str], numbers: list[int], offsets: list[int]) -> pa.Table:
-    rows = [_row(sample, classes) for sample in samples]
-    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-    columns["crc32"] = [sample.image.crc32 for sample in samples]
-    columns["shard"] = numbers
-    columns["offset"] = offsets
-    columns["size"] = [sample.image.size for sample in samples]
-    return pa.table({name: columns[name] for name in SAMPLES_SCHEMA.names}, schema=SAMPLES_SCHEMA)
 
 
 def _splits(parts: list[str], shards: list[ShardInfo]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 40
+DOT = 4
 MOST_POINTS = 400
 """Points drawn for one line; more are averaged in equal stretches."""
 
@@ -38,13 +39,15 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [float(f"{k * step:.10g}") for k in range(first, last + 1)]
 
 
+def power(exponent: int) -> str:
+    """Return a power of ten as people write it: 10⁻³."""
+    return "10" + str(exponent).translate(SUPERSCRIPT)
+
+
 def tick_label(value: float, as_percent: bool = False) -> str:
-    """Return a short name of an axis value: 0.25, 12k, 3·10⁻⁴ or 95 %."""
+    """Return a short name of an axis value: 0.25, 12k or 95 %."""
     if as_percent:
         return f"{value * 100:.6g}\u202f%"
-    if value and abs(value) < 0.005:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):.3g}·10{str(int(exponent)).translate(SUPERSCRIPT)}"
     return f"{value / 1000:.6g}k" if abs(value) >= 10_000 else f"{value:.6g}"
 
 
@@ -93,8 +96,9 @@ def line_chart(
         parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{label}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     name = f'<text class="tick" x="{LEFT + width / 2}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>'
-    # The inner svg cuts off what lies outside the axes.
-    parts += [name, f'<svg x="{LEFT}" y="{TOP}" width="{width}" height="{height}">']
+    # The inner svg cuts off what lies outside the axes, but for the width of a dot.
+    inner = f'x="{LEFT - DOT}" y="{TOP - DOT}" width="{width + 2 * DOT}" height="{height + 2 * DOT}"'
+    parts += [name, f'<svg {inner} viewBox="{-DOT} {-DOT} {width + 2 * DOT} {height + 2 * DOT}">']
     parts += [_drawn(line, x_range, y_range, width, height) for line in lines]
     return Markup("".join(parts) + "</svg></svg>")
 

@@ -66,6 +66,7 @@ def write_set_report(folder: Path) -> Path:
         "bytes": sum(shard.bytes for shard in info.shards),
         "counts": counts_table(info),
         "groups": groups(table),
+        "patients": patients(groups(table), table.num_rows),
         "examples": _examples(folder, info, table),
         "clusters": _clusters(folder, info, table),
         "findings": _findings(info),
@@ -143,6 +144,19 @@ def groups(table: pa.Table) -> dict[str, Any]:
     }
 
 
+def patients(known: dict[str, Any], samples: int) -> str:
+    """Return one sentence on what keeping patients apart means in a set whose `groups` are `known`."""
+    if known["known"] == samples:
+        named = plural(known["named"], "patient or slide", "patients or slides")
+        return f"The patient or slide of every image is known ({named}); none of them crosses parts."
+    if known["known"]:
+        return (
+            f"The patient or slide is known for {known['known']:,} of {plural(samples, 'image')}; "
+            "cells of the other patients may lie in several parts."
+        )
+    return "The set names no patients or slides: cells of one patient may lie in several parts."
+
+
 def _tally(items: list[tuple[str, int]]) -> list[dict[str, Any]]:
     most = max((n for _, n in items), default=0)
     return [{"name": name, "count": n, "share": n / max(most, 1)} for name, n in items]
@@ -173,8 +187,8 @@ def _examples(folder: Path, info: DatasetInfo, table: pa.Table) -> list[dict[str
     found = []
     for label, name in enumerate(info.classes[:MOST_EXAMPLES]):
         members = np.flatnonzero(labels == label)
-        chosen = members[np.unique(np.linspace(0, len(members) - 1, each).astype(np.int64))] if len(members) else []
-        shown = pictures(folder, info, [int(i) for i in chosen], SIDE, THUMBNAIL_BYTES, table)
+        places = np.unique(np.linspace(0, len(members) - 1, each).astype(np.int64)) if len(members) else members
+        shown = pictures(folder, info, members[places].tolist(), SIDE, THUMBNAIL_BYTES, table)
         found.append({"name": name, "count": len(members), "pictures": shown})
     return found
 
@@ -187,7 +201,7 @@ def _clusters(folder: Path, info: DatasetInfo, table: pa.Table) -> list[list[Pic
     shown = []
     for row in largest:
         ids = np.flatnonzero(pc.equal(column, row["group"]).to_numpy(zero_copy_only=False))[:MOST_IN_CLUSTER]
-        shown.append(pictures(folder, info, [int(i) for i in ids], SIDE, THUMBNAIL_BYTES, table))
+        shown.append(pictures(folder, info, ids.tolist(), SIDE, THUMBNAIL_BYTES, table))
     return shown
 
 
@@ -197,7 +211,7 @@ def _findings(info: DatasetInfo) -> list[tuple[str, Any]]:
 
 
 def read_rejects(path: Path) -> list[dict[str, Any]]:
-    """Return the rejected images by reason, the commonest first: {"reason", "count", "examples": rows of the file}.
+    """Return the rejected images by reason, the most frequent first: {"reason", "count", "examples": rows of the file}.
 
     Raises:
         BadInput: the file exists and cannot be read.

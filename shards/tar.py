@@ -31,10 +31,26 @@ RESTORE = "restore the file from a copy or pack the set again"
 _KEY = re.compile(r"[a-z0-9_]+")
 _EXTENSION = re.compile(r"[a-z0-9]+")
 _ZEROS = bytes(BLOCK)
-_OWNER = b"0000644\00000000\00000000\0"  # mode, uid, gid
-_TIME = b"\000000000000\0"  # ends the size; mtime
-_REST = b"\0 0" + bytes(100) + b"ustar\000" + bytes(64) + b"0000000\00000000\0" + bytes(167)
-_FIXED_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST) - ord(" ") + 8 * ord(" ")  # the checksum counts itself as spaces
+_HEADER = b"".join(
+    (
+        b"%b",  # name, filled up to 100 bytes
+        b"0000644\0",  # mode
+        b"0000000\0",  # uid
+        b"0000000\0",  # gid
+        b"%011o\0",  # size
+        b"00000000000\0",  # mtime
+        b"%06o\0 ",  # checksum
+        b"0",  # type: a plain file
+        bytes(100),  # target of a link
+        b"ustar\0",
+        b"00",  # version
+        bytes(64),  # names of user and group
+        b"0000000\0",  # device, major
+        b"0000000\0",  # device, minor
+        bytes(167),  # prefix, and the rest of the block
+    )
+)
+_FIXED_SUM = sum(_HEADER % (b"", 0, 0)) - 17 * ord("0") + 7 * ord(" ")  # the checksum counts its own field as spaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +81,8 @@ def header(name: str, size: int) -> bytes:
         raise BadInput(f"{name!r} is no member name", "tar", f"use 1 to {NAME_LIMIT} printable ASCII characters")
     if not 0 <= size < SIZE_LIMIT:
         raise BadInput(f"{name} has {size:,} bytes", "tar", "a member of a plain tar is smaller than 8 GiB")
-    raw, digits = name.encode("ascii"), b"%011o" % size
-    checksum = b"%06o" % (_FIXED_SUM + sum(raw) + sum(digits))
-    return b"".join((raw.ljust(NAME_LIMIT, b"\0"), _OWNER, digits, _TIME, checksum, _REST))
+    raw = name.encode("ascii")
+    return _HEADER % (raw.ljust(NAME_LIMIT, b"\0"), size, _FIXED_SUM + sum(raw + b"%011o" % size))
 
 
 def tar_bytes(key: str, members: Sequence[tuple[str, bytes]]) -> bytes:
@@ -76,13 +91,22 @@ def tar_bytes(key: str, members: Sequence[tuple[str, bytes]]) -> bytes:
     Raises:
         BadInput: the key is not [a-z0-9_]+, an extension is not [a-z0-9]+ or occurs twice, or a name is too long.
     """
+    return _lay_out(key, members, 0)[0]
+
+
+def _lay_out(key: str, members: Sequence[tuple[str, bytes]], position: int) -> tuple[bytes, list[Member]]:
+    """Return the bytes of one sample that begins at `position` of its tar, and where its members then lie."""
     if not _KEY.fullmatch(key):
         raise BadInput(f"{key!r} is no key", "tar", "use only a-z, 0-9 and _: a dot would cut the key short in readers")
-    _check_extensions(tuple(extension for extension, _ in members))
+    _check_extensions(tuple([extension for extension, _ in members]))
     parts: list[bytes] = []
+    placed: list[Member] = []
     for extension, data in members:
-        parts += (header(f"{key}.{extension}", len(data)), data, _ZEROS[: -len(data) % BLOCK])
-    return b"".join(parts)
+        name, size = f"{key}.{extension}", len(data)
+        placed.append(Member(name, position + BLOCK, size))
+        parts += (header(name, size), data, _ZEROS[: -size % BLOCK])
+        position += BLOCK + size + -size % BLOCK
+    return b"".join(parts), placed
 
 
 @lru_cache
@@ -99,7 +123,7 @@ def archive_end(size: int) -> bytes:
 
 
 def index_text(samples: Iterable[Sequence[Member]]) -> str:
-    """Return DALI's index v1.2 of samples in the order of the tar: a line each, `extension offset size name` a member."""
+    """Return DALI's index v1.2: a line per sample in the order of the tar, `extension offset size name` per member."""
     lines = [
         " ".join(f"{m.name.partition('.')[2]} {m.offset} {m.size} {m.name}" for m in members) for members in samples
     ]
@@ -148,14 +172,9 @@ class ShardWriter:
         """
         if key in self._keys:
             raise BadInput(f"key {key} occurs twice", self.path, "give every sample its own key")
-        sample = tar_bytes(key, members)
-        self._write(sample)
-        placed, position = [], self._size
-        for extension, data in members:
-            position += BLOCK
-            placed.append(Member(f"{key}.{extension}", position, len(data)))
-            position += len(data) + -len(data) % BLOCK
-        self._size = position
+        data, placed = _lay_out(key, members, self._size)
+        self._write(data)
+        self._size += len(data)
         self._keys.add(key)
         self._samples.append(placed)
         return placed

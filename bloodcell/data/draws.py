@@ -1,7 +1,8 @@
-"""Random numbers per sample: uniforms that depend only on (seed, epoch, sample id, occurrence) and a fixed column number.
+"""Random numbers per sample: uniforms that depend only on (seed, epoch, id, occurrence) and a fixed column number.
 
 A draw is a hash, not a state: a sample gets the same numbers in any batch, on any rank and after any restart.
-The hash is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014).
+The hash is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators,
+OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S11, _S27, _S30, _S31 = (np.uint64(bits) for bits in (11, 27, 30, 31))
 
 TRIES = 10
-"""Proposals drawn at once for a random crop or erased box; the first one that fits is taken (torchvision also tries 10 times)."""
+"""Proposals drawn at once for a random crop or erased box: the first that fits is taken (torchvision: 10 tries too)."""
 
 COLUMNS: dict[str, tuple[int, int]] = {
-    # name: (first column, how many). Append only: a column that changes its number changes every image of every old run.
+    # name: (first column, how many). Append only: a column that changes its number changes the images of old runs.
     "crop.area": (0, TRIES),
     "crop.ratio": (10, TRIES),
     "crop.y": (20, TRIES),
@@ -73,7 +74,7 @@ COLUMNS: dict[str, tuple[int, int]] = {
 
 
 def mix(words: np.ndarray) -> np.ndarray:
-    """Return the SplitMix64 finaliser of `words`: uint64, at least one dimension, same shape; a bijection of 64-bit words."""
+    """Return the SplitMix64 finaliser of `words` (uint64, at least one dimension): same shape, a bijection of words."""
     words = words ^ (words >> _S30)
     words *= _FIRST
     words ^= words >> _S27

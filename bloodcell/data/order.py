@@ -106,9 +106,13 @@ def check_world(micro_batches: int, world: int) -> None:
         fitting = [str(size) for size in range(1, micro_batches + 1) if micro_batches % size == 0]
         raise BadInput(
             f"{micro_batches} micro-batches cannot be dealt equally to {world} ranks",
-            "micro_batches",
-            f"start one of {', '.join(fitting)} ranks, or make micro_batches a multiple of {max(world, 1)}",
+            "train.micro_batches",
+            f"start {_either(fitting)}, or make train.micro_batches a multiple of {max(world, 1)}",
         )
+
+
+def _either(sizes: list[str]) -> str:
+    return f"{', '.join(sizes[:-1])} or {sizes[-1]} ranks" if len(sizes) > 1 else f"{sizes[0]} rank"
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +141,7 @@ class BatchOrder:
                 f"{self.plan.length} training samples do not fill one step of {self.micro_batches} micro-batches "
                 f"of {self.micro_batch}",
                 f"{self.global_batch} samples a step",
-                f"lower micro_batch or micro_batches so that their product is at most {self.plan.length}",
+                f"lower data.micro_batch or train.micro_batches so that their product is at most {self.plan.length}",
             )
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ class Checkpoints:
         rest: dict[str, torch.Tensor] = {}
         tree = pack_tree({key: value for key, value in state.items() if key != "model"}, rest)
         with new_folder(target) as folder:
-            save_file({k: v.contiguous() for k, v in state["model"].items()}, folder / FILES[0])
-            save_file(rest, folder / FILES[1])
+            _save_file({k: v.contiguous() for k, v in state["model"].items()}, folder / FILES[0])
+            _save_file(rest, folder / FILES[1])
             sums = {name: _sha256(folder / name) for name in FILES}
             content = {"version": VERSION, "progress": progress, "sha256": sums, "state": tree}
             (folder / "state.json").write_text(json.dumps(content, allow_nan=True), encoding="utf-8")
@@ -139,6 +140,17 @@ class Checkpoints:
         for old in self._candidates("last")[self.keep :]:
             if best is None or old.resolve() != best:
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors; a failing disk is the OSError that it is, not a fault of the format."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _sha256(path: Path) -> str:

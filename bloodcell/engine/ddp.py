@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,14 +46,17 @@ class DDP:
         self.steps = 0
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._statistics = BatchNormStatistics(model)
-        self._net = DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            # BatchNorm statistics stay local and are averaged when needed (batchnorm.py).
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            static_graph=True,
-        )
+        with warnings.catch_warnings():
+            # The successor of broadcast_buffers is not there before torch 2.14.
+            warnings.simplefilter("ignore", FutureWarning)
+            self._net = DistributedDataParallel(
+                model,
+                device_ids=[device] if device.type == "cuda" else None,
+                # BatchNorm statistics stay local and are averaged when needed (batchnorm.py).
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                static_graph=True,
+            )
 
     def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Do one forward and backward that leaves no trace.

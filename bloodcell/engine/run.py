@@ -17,7 +17,7 @@ from bloodcell.engine.setup import Job, prepare
 from bloodcell.engine.train import Progress, train
 from bloodcell.ranks import Ranks
 from bloodcell.runfolder import RunFolder, Status, environment
-from bloodcell.tracking import open_tracker
+from bloodcell.tracking import Tracker, open_tracker
 from shards.console import say
 from shards.errors import Fault
 
@@ -79,23 +79,28 @@ def _restore(job: Job) -> tuple[Progress, bool]:
     return restored, True
 
 
-def _track(job: Job, state: Progress, resumed: bool) -> Any:
-    config = job.config
+def _track(job: Job, state: Progress, resumed: bool) -> Tracker:
+    """Return the tracker, a real one on the first rank. Collective."""
+    config, tracking = job.config, job.config.tracking
     parameters = sum(p.numel() for p in job.strategy.model.parameters())
     job.status.update(parameters=parameters, steps=job.plan.steps, step=state.step, leaks=job.shards.info.leaks)
-    return open_tracker(
-        job.run.path,
-        encode(config),
-        mode=config.tracking.wandb,
-        project=config.tracking.project,
-        entity=config.tracking.entity,
-        name=job.run.path.name,
-        group=config.tracking.group,
-        job_type=config.tracking.job_type,
-        tensorboard=config.tracking.tensorboard,
-        rank=job.ranks.rank,
-        resume_step=state.step if resumed else None,
+    opened = on_first_rank(
+        job.ranks,
+        lambda: open_tracker(
+            job.run.path,
+            encode(config),
+            mode=tracking.wandb,
+            project=tracking.project,
+            entity=tracking.entity,
+            name=job.run.path.name,
+            group=tracking.group,
+            job_type=tracking.job_type,
+            tensorboard=tracking.tensorboard,
+            rank=job.ranks.rank,
+            resume_step=state.step if resumed else None,
+        ),
     )
+    return opened or Tracker()
 
 
 def _prove(job: Job, state: Progress) -> None:

@@ -27,7 +27,7 @@ from bloodcell.engine.strategy import Strategy
 from bloodcell.models import weights, zoo
 from bloodcell.ranks import Ranks, choose_device
 from bloodcell.runfolder import RunFolder, Status
-from bloodcell.tracking import Tracker
+from bloodcell.tracking import Tracker, check_tracking
 from shards.console import say
 
 
@@ -61,6 +61,7 @@ class Job:
     def save(self, step: int, progress: dict[str, Any], best: bool) -> None:
         """Write a checkpoint. Collective; raises EnvironmentFault on all ranks if the first one cannot write."""
         state = self.strategy.state_dict()
+        on_first_rank(self.ranks, self.tracker.flush)
         on_first_rank(self.ranks, lambda: self.checkpoints.save(step, state, progress, best))
 
     def show(self, progress: Any, meter: Meter) -> None:
@@ -91,6 +92,8 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     for name in ("train", "val"):
         shards.info.count(shards.split_name(name, config.data.fold))
     make_plan(config, make_order(config, shards), ranks)
+    if ranks.first:
+        check_tracking(config.tracking.wandb, config.tracking.tensorboard)
     choose_device(ranks, config.engine.device)
 
 

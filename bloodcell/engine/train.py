@@ -99,13 +99,14 @@ def train(job: Job, state: Progress) -> Progress:
                 best = state.validated(validation.run(state.step), validation.smaller_is_better)
                 state.finished = bool(config.train.patience) and state.stale >= config.train.patience
                 saves = saves or best or state.finished
+            stops_early = state.finished and state.step < plan.steps
             state.finished = state.finished or state.step == plan.steps
             if saves:
                 job.save(state.step, asdict(state), best=evaluates and best)
             job.show(state, meter)
             if evaluates or saves:
                 meter.restart(loader.waited)
-            if state.finished:
+            if stops_early:
                 break
     if state.step < plan.steps and ranks.first:
         say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")

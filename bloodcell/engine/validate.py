@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from bloodcell.engine.setup import Job
-from bloodcell.evaluation.metrics import confusion_matrix, quick_metrics
+from bloodcell.evaluation.metrics import confusion_matrix, overall
 
 
 class Validation:
@@ -28,9 +28,11 @@ class Validation:
             predictions = job.inference(job.strategy.model, job.split("val"))
         value = torch.zeros((), dtype=torch.float64)
         if predictions is not None:
-            values = quick_metrics(predictions)
-            job.tracker.log(step, {f"val/{name}": v for name, v in values.items()}, job.plan.epoch(step))
             matrix = confusion_matrix(predictions.labels, predictions.predicted(), len(predictions.classes))
+            exact = overall(matrix)
+            values = {name: float(exact[name]) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+            values["loss"] = float(predictions.losses().mean())
+            job.tracker.log(step, {f"val/{name}": v for name, v in values.items()}, job.plan.epoch(step))
             job.tracker.confusion("val", step, predictions.classes, matrix)
             value.fill_(values[self.monitor.removeprefix("val/")])
         dist.broadcast(value, 0)

@@ -28,7 +28,7 @@ NAMED = 5
 """Keys that an error message names before it says how many more there are."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Predictions:
     """What a model says about every sample of a split, sorted by sample id.
 
@@ -45,7 +45,8 @@ class Predictions:
         fingerprint: of the shard set (shards.format.fingerprint).
 
     Raises:
-        Fault: columns of different lengths, ids not ascending, labels outside the classes, logits not finite.
+        Fault: columns of different lengths, ids not ascending, labels outside the classes, logits not finite,
+            class names that are not unique.
     """
 
     ids: np.ndarray
@@ -63,6 +64,8 @@ class Predictions:
         rows = len(self.ids)
         if not rows == len(self.keys) == len(self.labels) == len(self.groups) == len(self.logits):
             raise Fault("the columns of the predictions differ in length", self.split)
+        if len(set(self.classes)) != len(self.classes):
+            raise Fault("two classes have the same name", self.split)
         if not self.classes or self.logits.shape != (rows, len(self.classes)):
             raise Fault(f"{len(self.classes)} classes, but logits of shape {self.logits.shape}", self.split)
         types = [(self.ids, np.int64), (self.labels, np.int32), (self.logits, np.float32)]
@@ -79,7 +82,7 @@ class Predictions:
 
     @cached_property
     def _shifted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits less their maximum in float64 [samples, classes], and the log of their summed exponentials [samples, 1]."""
+        """Logits less their maximum, float64 [samples, classes], and the log of the sum of their exponentials [samples, 1]."""
         shifted = self.logits.astype(np.float64)
         shifted -= shifted.max(axis=1, keepdims=True)
         return shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -25,7 +25,7 @@ class CNN5(nn.Module):
         dropout: rate of the dropout after each block and before the last layer, 0..1.
     """
 
-    def __init__(self, classes: int, dropout: float = 0.2) -> None:
+    def __init__(self, classes: int, dropout: float = 0.1) -> None:
         super().__init__()
         widths = (3, *CNN5_WIDTHS)
         self.features = nn.Sequential(

@@ -147,7 +147,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         BadInput: no such file, or damaged.
     """
-    _readable(path)
+    check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -156,7 +156,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    _readable(path)
+    check_readable(path)
     if path.suffix.lower() == ".safetensors":
         try:
             found: Any = safetensors.torch.load_file(path)
@@ -193,6 +193,8 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:  # a damaged archive raises nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "TorchScript" in reason:  # torch's own words go on to advise running it
+            reason = "a TorchScript archive holds a program; save its state dict instead"
         raise BadInput(f"damaged or not a state dict: {reason}", path) from error
 
 
@@ -227,10 +229,11 @@ def _without_wrapper(saved: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
 def _same_architecture(report: WeightsReport, body: list[str], keys: list[str]) -> None:
     body = [name for name in body if not name.endswith(_COUNTER)]
     loaded = len(set(body) & set(report.matched))
+    first = [key for key in keys if not key.endswith(_COUNTER)][:4]
     if loaded < ENOUGH * len(body):
         raise BadInput(
             f"weights of another architecture: {loaded} of the model's {len(body)} tensors match in name and shape; "
-            f"the file begins with {', '.join(keys[:4])}",
+            f"the file begins with {', '.join(first)}",
             report.path,
             "choose the model that these weights belong to",
         )
@@ -240,7 +243,7 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
 
 
-def _readable(path: Path) -> None:
+def check_readable(path: Path) -> None:
     if not path.is_file():
         raise BadInput("no such file" if not path.exists() else "not a file", path)
     try:

@@ -143,7 +143,7 @@ def spec(name: str) -> ModelSpec:
         return _torchvision(rest)
     if colon:
         return _own(name, *_halves(name))
-    raise _unknown(name, [*names(), *_ALIASES, *_torchvision_names(), *_timm_names()])
+    raise _unknown(name, [*names(), *_torchvision_names(), *_timm_names()])
 
 
 def build(name: str, classes: int, dropout: float | None = None, channels_last: bool = True) -> nn.Module:
@@ -308,11 +308,13 @@ def _timm_names() -> list[str]:
 
 
 def _unknown(name: str, known: list[str]) -> BadInput:
-    """Say which of the `known` names are most like `name`; the library before the colon counts only if given."""
-    bare: Callable[[str], str] = (lambda text: text) if ":" in name else (lambda text: text.rpartition(":")[2])
-    scored = [(difflib.SequenceMatcher(None, name.lower(), bare(other).lower()).ratio(), other) for other in known]
-    close = [
-        other for score, other in sorted(scored, key=lambda pair: (-pair[0], known.index(pair[1])))[:3] if score > 0.6
-    ]
+    """Say which of the `known` names are most like `name`, by the part after the library or module."""
+
+    def likeness(other: str) -> float:
+        wanted, there = (text.rpartition(":")[2].lower() for text in (name, other))
+        return difflib.SequenceMatcher(None, wanted, there).ratio()
+
+    nearest = sorted(known, key=likeness, reverse=True)[:3]
+    close = [other for other in nearest if likeness(other) > 0.6]
     hint = f"did you mean {' or '.join(close)}?" if close else f"registered are {', '.join(names())}"
     return BadInput("no such model", name, hint)

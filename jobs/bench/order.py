@@ -15,14 +15,16 @@ import numpy as np
 from bloodcell.data.order import BatchOrder, NaturalPlan
 from jobs.bench.result import Result, Row, interleaved, measured
 from shards.console import progress
-from shards.errors import CheckFailed
+from shards.errors import BadInput, CheckFailed
 
 SEED = 0
 EPOCH = 1  # not the first: starting anywhere must cost nothing
-CHUNK = 64  # micro-batches of a walk that are asked for at a time
+WALK = 512  # micro-batches of a long walk
+CALLS = 50  # of each timed piece of work, in a repeat
 MIB = 2**20
 
 STORED = "numpy permutation"
+STORED_MEMORY = "numpy permutation, memory"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +45,13 @@ def run(ranks: int = 1024, samples: int = 10**8, micro_batch: int = 32, repeats:
 
     Raises:
         CheckFailed: the order deals a sample twice, leaves one out or depends on the number of ranks.
-        BadInput: the samples do not fill one step.
+        BadInput: the samples do not fill one step, or a number is below 1.
     """
+    if min(ranks, samples, micro_batch, repeats) < 1:
+        raise BadInput("a number is below 1", "bench order", "give numbers of at least 1")
     order = BatchOrder(NaturalPlan(np.array([[0, samples]], dtype=np.int64)), SEED, micro_batch, ranks)
     rows = [*_check_ranks(order, ranks), *_check_epoch(order)]
-    rows += [*_time(order, ranks, repeats), *_memory(order, ranks)]
+    rows += _costs(order, ranks, repeats)
     command = f"bloodcell bench order --ranks {ranks} --samples {samples} --micro-batch {micro_batch}"
     return Result(f"{command} --repeats {repeats}", rows)
 
@@ -63,27 +67,25 @@ def _check_ranks(order: BatchOrder, ranks: int) -> list[Row]:
             if not np.array_equal(dealt, whole):
                 raise CheckFailed(f"{world} ranks do not deal the micro-batches of the step", f"step {step}")
     return [
-        Row("steps whose ranks were compared", len(steps), "steps"),
-        Row(f"world sizes compared ({', '.join(map(str, worlds))})", len(worlds), "sizes"),
+        Row("steps put together from all their ranks", len(steps), "steps"),
+        Row(f"with world sizes {', '.join(map(str, worlds))}", len(worlds), "sizes"),
     ]
 
 
 def _check_epoch(order: BatchOrder) -> list[Row]:
-    """Walk a whole epoch, every step of every rank: no sample twice, and as many as planned."""
+    """Walk all steps of an epoch, over all ranks: no sample twice, and as many as planned."""
     seen = np.zeros(order.plan.length, dtype=bool)
-    dealt = order.steps_per_epoch * order.global_batch
-    width = max(order.global_batch, 1 << 18)
-    chunks = range(0, dealt, width)
-    for begin in progress(chunks, "walking an epoch", len(chunks)):
-        positions = np.arange(begin, min(begin + width, dealt), dtype=np.int64)
-        seen[order.plan.samples(positions, SEED, EPOCH).ids] = True
+    first, count = EPOCH * order.steps_per_epoch, order.steps_per_epoch
+    for step in progress(range(first, first + count), "walking an epoch", count):
+        seen[order.step(step, 1, 0).ids] = True
+    dealt = count * order.global_batch
     distinct = int(np.count_nonzero(seen))
     if distinct != dealt:
         raise CheckFailed(f"an epoch deals {dealt} times, but only {distinct} different samples", f"epoch {EPOCH}")
     return [
-        Row("different samples dealt in the epoch", distinct, "samples"),
+        Row("different samples dealt in a whole epoch", distinct, "samples"),
         Row("samples dealt twice", dealt - distinct, "samples"),
-        Row("samples left out (another tail each epoch)", order.plan.length - dealt, "samples"),
+        Row("samples left out, others in each epoch", order.plan.length - dealt, "samples"),
     ]
 
 
@@ -93,37 +95,30 @@ def _sampled_steps(order: BatchOrder, how_many: int) -> list[int]:
     return sorted({first + int(place) for place in np.linspace(0, order.steps_per_epoch - 1, how_many)})
 
 
-def _time(order: BatchOrder, ranks: int, repeats: int) -> list[Row]:
-    """Time one step of one rank, the first one after a start in mid-epoch, and long walks."""
+def _costs(order: BatchOrder, ranks: int, repeats: int) -> list[Row]:
+    """Time a rank's steps and long walks, measure what they hold, and do the same with a permutation stored once."""
     middle = EPOCH * order.steps_per_epoch + order.steps_per_epoch // 2
-    walk = np.arange(min(CHUNK * order.micro_batch, order.plan.length), dtype=np.int64)
-    rounds = 50
+    walk = np.arange(min(WALK * order.micro_batch, order.plan.length), dtype=np.int64)
     cases: dict[str, Callable[[], float]] = {
-        "step": lambda: _seconds(lambda: order.step(middle, ranks, ranks - 1), rounds) * 1e6,
-        "walk": lambda: walk.size / _seconds(lambda: order.plan.samples(walk, SEED, EPOCH), rounds),
+        "step": lambda: _seconds(lambda: order.step(middle, ranks, ranks - 1)),
+        "walk": lambda: _seconds(lambda: order.plan.samples(walk, SEED, EPOCH)),
     }
     figures = interleaved(cases, repeats, warmups=1)
-    per_step = figures["step"]
-    epoch = [figure * order.steps_per_epoch / 1e6 for figure in per_step]
-    stored = [_seconds(lambda: _stored(order.plan.length), 1)]
+    steps, walks = figures["step"], figures["walk"]
+    per_rank = order.global_batch // ranks
+    held = _peak(lambda: order.step(middle, ranks, 0))[1]
+    _stored(1)  # numpy loads its generators with the first
+    stored_seconds, stored = _peak(lambda: _stored(order.plan.length))
+    whole = [figure * order.steps_per_epoch for figure in steps]
     return [
-        measured("one step of one rank, from any step on", per_step, "us"),
-        measured("ids a second, step by step", [order.micro_batch / figure * 1e6 for figure in per_step], "ids/s"),
-        measured(f"ids a second, {walk.size} at a time", figures["walk"], "ids/s"),
-        measured("order of a whole epoch, one rank", epoch, "s", f"{STORED}, time", stored),
-        measured("before the first step of an epoch", [f / 1e6 for f in per_step], "s", f"{STORED}, time", stored),
-        measured(f"{STORED}, time", stored, "s"),
-    ]
-
-
-def _memory(order: BatchOrder, ranks: int) -> list[Row]:
-    """Measure the memory that one rank allocates for its order (numpy reports its arrays to tracemalloc)."""
-    steps = _sampled_steps(order, 5)
-    ours = _peak(lambda: [None for step in steps if order.step(step, ranks, 0).ids.size < 0])
-    stored = _peak(lambda: _stored(order.plan.length))
-    return [
-        measured("peak memory, one rank", [ours / MIB], "MiB", f"{STORED}, peak memory", [stored / MIB]),
-        measured(f"{STORED}, peak memory", [stored / MIB], "MiB"),
+        measured("a step of one rank, any step", [figure * 1e6 for figure in steps], "us"),
+        measured("ids, step by step", [per_rank / figure for figure in steps], "ids/s"),
+        measured(f"ids, {walk.size} at a time", [walk.size / figure for figure in walks], "ids/s"),
+        measured("wait before an epoch's first step", steps, "s", STORED, [stored_seconds]),
+        measured("all steps of an epoch, one rank", whole, "s", STORED, [stored_seconds]),
+        measured(STORED, [stored_seconds], "s"),
+        measured("peak memory of one rank's order", [held / MIB], "MiB", STORED_MEMORY, [stored / MIB]),
+        measured(STORED_MEMORY, [stored / MIB], "MiB"),
     ]
 
 
@@ -131,18 +126,19 @@ def _stored(length: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=[SEED, EPOCH])).permutation(length)
 
 
-def _seconds(work: Callable[[], object], rounds: int) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     begin = time.perf_counter()
-    for _ in range(rounds):
+    for _ in range(CALLS):
         work()
-    return (time.perf_counter() - begin) / rounds
+    return (time.perf_counter() - begin) / CALLS
 
 
-def _peak(work: Callable[[], object]) -> int:
-    """Return the most bytes that `work` held at once."""
+def _peak(work: Callable[[], object]) -> tuple[float, int]:
+    """Return the seconds that `work` took and the most bytes that it held at once (numpy reports its arrays)."""
     tracemalloc.start()
     try:
+        begin = time.perf_counter()
         work()
-        return tracemalloc.get_traced_memory()[1]
+        return time.perf_counter() - begin, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

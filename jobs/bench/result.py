@@ -1,20 +1,27 @@
-"""The common result of every `bloodcell bench` verb: rows with spread and ratio, the machine, the versions; a table and JSON."""
+"""The common result of every `bloodcell bench` verb: figures with spread and ratio, the machine, a table and JSON."""
 
 from __future__ import annotations
 
+import io
 import os
 import platform
+import shutil
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-SCHEMA = "bloodcell/bench/1"
+from shards.console import say
+
+TABLE_WIDTH = 130
+"""Columns of a table that no terminal limits."""
 
 PACKAGES = (
     "bloodcell",
@@ -57,9 +64,8 @@ class Result:
     versions: dict[str, str] = field(default_factory=lambda: versions())
 
     def as_json(self) -> dict[str, Any]:
-        """Return {schema, machine, versions, command, rows}, ready for json.dumps."""
+        """Return {machine, versions, command, rows}, ready for json.dumps."""
         return {
-            "schema": SCHEMA,
             "machine": self.machine,
             "versions": self.versions,
             "command": self.command,
@@ -151,23 +157,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def show(result: Result, console: Console | None = None) -> None:
-    """Print the table of `result` for people: on stderr unless another console is given."""
-    console = console or Console(stderr=True, highlight=False)
-    table = Table(title=result.command, title_justify="left", caption=_place(result), caption_justify="left")
-    for heading, side in (
-        ("", "left"),
-        ("value", "right"),
-        ("unit", "left"),
-        ("low - high", "right"),
-        ("ratio", "left"),
-    ):
-        table.add_column(heading, justify="right" if side == "right" else "left")
+def lines(result: Result, width: int | None = None) -> list[str]:
+    """Return the table of `result` as plain lines of at most `width` characters (default: as wide as the terminal)."""
+    text = io.StringIO()
+    room = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else TABLE_WIDTH)
+    console = Console(file=text, width=room, force_terminal=False, highlight=False)
+    console.print(_table(result))
+    return [result.command, *(line.rstrip() for line in text.getvalue().splitlines()), *_place(result)]
+
+
+def show(result: Result) -> None:
+    """Print the table of `result` for people, on stderr: stdout is for results."""
+    for line in lines(result):
+        say(line)
+
+
+def _table(result: Result) -> Table:
+    table = Table("figure", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("value", "low", "high"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
+    table.add_column("ratio")
     for row in result.rows:
-        spread = "" if row.low is None or row.high is None else f"{number(row.low)} - {number(row.high)}"
+        low, high = ("" if figure is None else number(figure) for figure in (row.low, row.high))
         ratio = "" if row.ratio is None else f"{number(row.ratio)} x {row.baseline}"
-        table.add_row(row.name, number(row.value), row.unit, spread, ratio)
-    console.print(table)
+        table.add_row(row.name, number(row.value), low, high, row.unit, ratio)
+    return table
 
 
 def number(value: float) -> str:
@@ -177,7 +192,7 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _place(result: Result) -> str:
+def _place(result: Result) -> list[str]:
     where = result.machine
     packages = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    return f"{where.get('cpu')}, {where.get('cores')} cores, {where.get('memory_gib')} GiB; {packages}"
+    return [f"{where.get('cpu')}, {where.get('cores')} cores, {where.get('memory_gib')} GiB", packages]

@@ -1,0 +1,52 @@
+# make demo: everything from nothing to a report.   make test: set up and run the tests.   make help: the rest.
+# PYTHON chooses the interpreter (3.11 to 3.13), VENV the environment that is made.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test test-full check format wheel clean
+
+help:
+	@echo "make demo       draw images, pack, train on 2 ranks, evaluate, report (sets up $(VENV) first)"
+	@echo "make test       the tests (sets up $(VENV) first); BLOODCELL_DATA=DIR adds those on real images"
+	@echo "make test-full  all tests, the slow ones too"
+	@echo "make check      lint, format and type checks"
+	@echo "make format     format the code"
+	@echo "make wheel      build the wheel into dist/"
+	@echo "make clean      remove $(VENV) and what was built"
+
+setup: $(STAMP)
+
+# One resolve installs everything (about 7 GB); it is repeated only when what it depends on changes.
+$(STAMP): pyproject.toml constraints.txt
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tests/prerequisites.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,tensorboard]"
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/bloodcell demo --force
+
+test: setup
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-full: setup
+	$(BIN)/python -m pytest -q
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: setup
+	$(BIN)/python -m build --wheel --installer pip --outdir dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

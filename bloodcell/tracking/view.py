@@ -1,0 +1,41 @@
+"""What a view of the metrics can be told; each view overrides what it can show."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+LARGEST_CHART = 100
+"""Confusion matrices of more classes are not drawn in the views: nobody can read them."""
+
+
+class View:
+    """A place where people watch a run. It may fail at any time: the tracker then goes on without it."""
+
+    name = "view"
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Show one record: `step` (int), `epoch` (float), `time` (seconds since 1970) and metrics by name."""
+
+    def confusion(self, split: str, step: int, classes: Sequence[str], matrix: list[list[int]]) -> None:
+        """Show a confusion matrix of counts; rows are the true classes, columns the predicted ones."""
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Show final values by name."""
+
+    def flush(self) -> None:
+        """Hand on what is still in memory."""
+
+    def close(self, outcome: str) -> None:
+        """End the view; `outcome` is "done", "preempted" or the way in which the run failed."""
+
+    def abandon(self) -> None:
+        """Let go of everything after a failure, without waiting and without raising."""
+
+
+def one_line(error: Exception) -> str:
+    """Return the kind and the first line of an error, without the W&B API key."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    key = os.environ.get("WANDB_API_KEY", "")
+    return text.replace(key, "***") if key else text

@@ -1,0 +1,29 @@
+"""`bloodcell bench WHAT`: how fast a part is, beside what else one could use, measured in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+BENCHES = {
+    "data": ("jobs.bench.data", "the loader beside torchvision's ImageFolder and decode_image on the same files"),
+    "order": ("jobs.bench.order", "the sample order of 1,024 ranks and 10^8 samples, checked and timed"),
+}
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """Declare one subcommand for each benchmark."""
+    parts = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
+    for name, (module, about) in BENCHES.items():
+        part = parts.add_parser(name, help=about, description=about, allow_abbrev=False)
+        importlib.import_module(module).add_arguments(part)
+        part.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+
+
+def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Run a benchmark; return {machine, versions, command, rows} and the table."""
+    from jobs.bench.result import lines
+
+    result = importlib.import_module(BENCHES[parsed.bench][0]).run_arguments(parsed)
+    return result.as_json(), lines(result)

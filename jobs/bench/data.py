@@ -1,0 +1,159 @@
+"""`bloodcell bench data`: images a second of our loader and of what else one could use, on the same files, interleaved.
+
+All give float32 batches [n, 3, size, size], normalised: random resized crop with antialiasing, and a horizontal flip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.bench.result import Result, cores, interleaved, measured
+from shards.errors import BadInput
+
+if TYPE_CHECKING:
+    from bloodcell.data.shardset import ShardSet
+
+BATCH = 64
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+AREA, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
+FOLDER, V2, OURS = "torchvision ImageFolder, PIL", "torchvision v2 decode_image", "bloodcell loader (DALI)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `bloodcell bench data`."""
+    parser.add_argument("set", type=Path, metavar="SET", help="shard set; its training images are used")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the output, pixels (224)")
+    parser.add_argument("--images", type=int, default=4096, help="images in each repeat (4096)")
+    parser.add_argument(
+        "--workers", type=int, default=cores(), help="decoding threads, or DataLoader workers (all cores)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of each (5)")
+
+
+def run_arguments(parsed: argparse.Namespace) -> Result:
+    """Run the benchmark as the flags say; arguments and errors as in `run`."""
+    return run(parsed.set, parsed.size, parsed.images, parsed.workers, parsed.repeats)
+
+
+def run(folder: Path, size: int, images: int, workers: int, repeats: int) -> Result:
+    """Time the loaders over `images` images a repeat.
+
+    Raises:
+        BadInput: the set cannot be opened, or a number is too small.
+    """
+    import torch
+
+    from bloodcell.data.shardset import ShardSet
+
+    if min(size, workers, repeats) < 1 or images < 2 * BATCH:
+        raise BadInput("a number is too small", "bench data", f"give at least {2 * BATCH} images")
+    shards = ShardSet.open(folder)
+    torch.set_num_threads(1)  # as in a DataLoader's workers: decoding is parallel over images
+    with tempfile.TemporaryDirectory() as place:
+        extract(shards, Path(place))
+        cases: dict[str, Callable[[], Iterator[Any]]] = {
+            FOLDER: partial(image_folder, Path(place), size, workers, images, decode_v2=False),
+            V2: partial(image_folder, Path(place), size, workers, images, decode_v2=True),
+            OURS: partial(ours, shards, size, workers, images),
+        }
+        wall: dict[str, list[float]] = {name: [] for name in cases}
+        cpu: dict[str, list[float]] = {name: [] for name in cases}
+        timed = {name: partial(_time, name, case, wall, cpu) for name, case in cases.items()}
+        interleaved(timed, repeats, warmups=1)
+    best = max((FOLDER, V2), key=lambda name: sorted(wall[name][1:])[repeats // 2])
+    rows = []
+    for title, unit, figures in (("wall", "images/s", wall), ("cpu", "images/CPU-s", cpu)):
+        for name in cases:
+            values = figures[name][1:]
+            rows.append(measured(f"{name}, {title}", values, unit, f"{best}, {title}", figures[best][1:]))
+    command = f"bloodcell bench data {folder} --size {size} --images {images} --workers {workers} --repeats {repeats}"
+    return Result(command, rows)
+
+
+def _time(
+    name: str, case: Callable[[], Iterator[Any]], wall: dict[str, list[float]], cpu: dict[str, list[float]]
+) -> float:
+    """Time a loader from its first batch on (what comes before is start-up); its processor time counts as a whole."""
+    before = _cpu_seconds()
+    batches = case()
+    count, first = 0, len(next(batches))
+    begin = time.perf_counter()
+    for batch in batches:
+        count += len(batch)
+    seconds = time.perf_counter() - begin
+    wall[name].append(count / seconds)
+    cpu[name].append((count + first) / (_cpu_seconds() - before))
+    return wall[name][-1]
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def extract(shards: ShardSet, place: Path) -> None:
+    """Write the training images as files, one folder for each class."""
+    import numpy as np
+
+    from bloodcell.data.order import nth_ids
+    from bloodcell.data.shardset import Reader
+
+    name = next(split for split in shards.info.splits if split.endswith("train"))
+    ranges = shards.ranges(name)
+    table = shards.table(["key", "class", "format"])
+    reader = Reader(shards)
+    for sample in nth_ids(ranges, np.arange(shards.info.count(name))):
+        row = {column: table.column(column)[int(sample)].as_py() for column in table.column_names}
+        path = place / str(row["class"]) / f"{row['key']}.{str(row['format']).lower()}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(reader.read(int(sample)).tobytes())
+    reader.close()
+
+
+def ours(shards: ShardSet, size: int, threads: int, images: int) -> Iterator[Any]:
+    """Yield image batches of our loader."""
+    import torch
+
+    from bloodcell.data.loader import Loader, training_requests
+    from bloodcell.data.order import BatchOrder, NaturalPlan
+    from bloodcell.data.pipeline import View
+    from bloodcell.data.policies import Crop, Flip, Policy
+
+    name = next(split for split in shards.info.splits if split.endswith("train"))
+    order = BatchOrder(NaturalPlan(shards.ranges(name)), 0, BATCH, 1)
+    view = View(size, MEAN, STD, Policy("bench", (Crop(AREA, RATIO), Flip(0.5, 0.0))), 0)
+    requests = training_requests(order, 1, 0, 0, images // BATCH)
+    with Loader(shards, requests, view, BATCH, threads, torch.device("cpu")) as loader:
+        for batch in loader:
+            yield batch.images
+
+
+def image_folder(place: Path, size: int, workers: int, images: int, decode_v2: bool) -> Iterator[Any]:
+    """Yield image batches of torchvision's ImageFolder and a DataLoader, decoded by PIL or by decode_image."""
+    import torch
+    from torch.utils.data import DataLoader, RandomSampler
+    from torchvision.datasets import ImageFolder
+    from torchvision.io import ImageReadMode, decode_image
+    from torchvision.transforms import v2
+
+    steps = [
+        v2.RandomResizedCrop(size, scale=AREA, ratio=RATIO, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(MEAN, STD),
+    ]
+    if decode_v2:
+        loader = partial(decode_image, mode=ImageReadMode.RGB)
+        files = ImageFolder(place, v2.Compose(steps), loader=loader)
+    else:
+        files = ImageFolder(place, v2.Compose([*steps[:2], v2.PILToTensor(), *steps[2:]]))
+    sampler = RandomSampler(files, replacement=True, num_samples=images)
+    for batch, _ in DataLoader(files, BATCH, sampler=sampler, num_workers=workers, drop_last=True):
+        yield batch

@@ -1,0 +1,104 @@
+"""What many tests share: a drawn folder, a packed set, real images, and the command in other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# A rank of two must not take all cores, and no test may reach for a network.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1")
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+def command(*arguments: object, ranks: int = 0) -> list[str]:
+    """Return the command line of `bloodcell ...`: alone (0 ranks), or under torchrun."""
+    words = [str(argument) for argument in arguments]
+    if not ranks:
+        return [sys.executable, "-m", "jobs.cli", *words]
+    launcher = [sys.executable, "-m", "jobs.torchrun", "--standalone", "--nproc-per-node", str(ranks)]
+    return [*launcher, "-m", "jobs.cli", *words]
+
+
+def bloodcell(*arguments: object, ranks: int = 0, cwd: Path | None = None, timeout: float = 240) -> Done:
+    """Run `bloodcell ...` as a user would, in its own processes."""
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        command(*arguments, ranks=ranks),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 240 drawn images in four classes, of 24 patients."""
+    from shards.synth import SynthOptions, synthesise
+
+    folder = tmp_path_factory.mktemp("drawn") / "images"
+    synthesise(folder, SynthOptions(images=240, size=48, patients=24, seed=1))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_set(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn images packed 70/15/15 by patient, in several shards."""
+    from shards.pack import PackOptions, pack
+
+    target = tmp_path_factory.mktemp("packed") / "set"
+    options = PackOptions(
+        split="70/15/15", table=str(drawn / "truth.csv"), group_column="patient", shard_samples=50, workers=1
+    )
+    pack(drawn, target, options)
+    return target
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images; tests that need it are marked `realdata`."""
+    place = os.environ.get("BLOODCELL_DATA")
+    if not place:
+        pytest.skip("BLOODCELL_DATA names no folder of real images")
+    return Path(place)
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB that is really full soon."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
