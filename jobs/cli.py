@@ -125,7 +125,8 @@ def run_verb(verb: str, rest: list[str]) -> tuple[dict[str, Any], list[str]]:
     module.add_arguments(verb, parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
     if getattr(module, "TAKES_CONFIG", False):
-        parsed, parsed.flags = parser.parse_known_args(rest)
+        parsed, flags = parser.parse_known_args(rest)
+        parsed.flags = flags
     else:
         parsed = parser.parse_args(rest)
     return module.run(verb, parsed)

@@ -144,17 +144,17 @@ def _guarded(
     except Stop as problem:
         failure(folder, status, problem.code, problem)
         raise
-    except RuntimeError as error:
-        problem = _peer_fault(error) or Fault(f"{type(error).__name__}: {error}", str(folder.path))
-        failure(folder, status, problem.code, problem)
-        if isinstance(problem, EnvironmentFault):
-            raise problem from error
+    except Exception as error:
+        peer = _peer_fault(error)
+        failure(folder, status, peer.code if peer else Fault.code, peer or error)
+        if peer:
+            raise peer from error
         raise
     status.update(state="done", outcome={"code": 0, "what": "finished"})
     return _report(results, folder, shards, ranks)
 
 
-def _peer_fault(error: RuntimeError) -> EnvironmentFault | None:
+def _peer_fault(error: Exception) -> EnvironmentFault | None:
     """Return a clear error if a collective failed because another rank is gone."""
     text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "Broken pipe")

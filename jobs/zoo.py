@@ -14,7 +14,7 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     """Return the registered models with their parameters (at 1,000 classes), native size and source."""
     from bloodcell.models import zoo
 
-    models = []
+    models: list[dict[str, Any]] = []
     for name in zoo.names():
         known = zoo.spec(name)
         model = zoo.build(name, 1000)

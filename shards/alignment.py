@@ -3,8 +3,8 @@
 The second thumbnail is shifted and stretched along each axis until it fits the first best (Lucas and Kanade, "An iterative
 image registration technique with an application to stereo vision", IJCAI 1981, with gain and offset of the grey values),
 first at half the size and blurred; only a pair that looks alike after that is fitted at full size. What is compared is the
-fine structure: normalised correlation after the local mean has been taken off. Two cells in the middle of their fields
-agree in the large, so plain correlation cannot tell them apart.
+fine structure: normalised correlation after the local mean has been taken off and strong edges have been compressed. Two
+cells in the middle of their fields agree in the large, so plain correlation cannot tell them apart.
 
 Every sum here is of numbers with few enough binary digits to be exact in float64, and nothing else depends on the order of
 operations, so the result is the same on every machine.
@@ -22,6 +22,7 @@ _PROMISING = 0.5  # correlation after the coarse fit that earns a pair the full 
 _MAX_SHIFT = 0.1  # of the side
 _MAX_STRETCH = 0.15
 _FINE = 2  # radius, in pixels, of the local mean that is taken off
+_BUSY = 1 / 8  # of the pixels must have more than the mean structure; in real fields 1 / 5 have, in a dot on black 1 / 12
 _RIM = 3  # pixels at the edge that are not compared: they may come from outside of the other picture
 
 
@@ -125,22 +126,28 @@ def _blur(pictures: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _fine_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the normalised correlation [n] of two sets of pictures without their local means and rims."""
-    a, b = (_detail(pictures) for pictures in (first, second))
+    """Return the normalised correlation [n] of the fine structure of two sets of pictures; 0 where one has next to none."""
+    (a, busy_a), (b, busy_b) = _detail(first), _detail(second)
     count = a.shape[1]
     mean_a, mean_b = a.sum(axis=1), b.sum(axis=1)
     shared = count * (a * b).sum(axis=1) - mean_a * mean_b
     energy = (count * (a * a).sum(axis=1) - mean_a**2) * (count * (b * b).sum(axis=1) - mean_b**2)
-    return np.divide(shared, np.sqrt(np.maximum(energy, 1)))
+    return np.where(busy_a & busy_b, shared / np.sqrt(np.maximum(energy, 1)), 0)
 
 
-def _detail(pictures: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return sixteenths of grey levels minus their local mean, times the pixels of that mean, as [n, pixels]."""
+def _detail(pictures: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return pictures minus their local mean, compressed to -1023..1023, as [n, pixels], and whether each has enough of it.
+
+    The compression keeps a few strong edges (a scale bar, the black corner of a turned picture) from deciding alone.
+    """
     side, width = pictures.shape[-1], 2 * _FINE + 1
-    rim = max(_RIM, _FINE)
     kept = side - 2 * _FINE
     rows = sum(pictures[:, i : i + kept] for i in range(1, width)) + pictures[:, :kept]
     local = sum(rows[:, :, i : i + kept] for i in range(1, width)) + rows[:, :, :kept]
     fine = width * width * pictures[:, _FINE : side - _FINE, _FINE : side - _FINE] - local
-    cut = slice(rim - _FINE, side - rim - _FINE)
-    return np.asarray(fine[:, cut, cut]).reshape(len(pictures), -1)
+    cut = slice(_RIM - _FINE, side - _RIM - _FINE)
+    fine = np.asarray(fine[:, cut, cut]).reshape(len(pictures), -1)
+    size = np.abs(fine)
+    typical = size.sum(axis=1, keepdims=True) / size.shape[1]
+    busy = (size > typical).sum(axis=1) >= _BUSY * size.shape[1]
+    return np.rint(1024 * fine / (size + typical + 1)), busy

@@ -69,8 +69,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block ends well and removed when it does not.
+
+    `durable` syncs every file first, so that the folder is whole after a power failure too; leave it out for what can
+    be made again.
 
     Raises:
         EnvironmentFault: the disk is full or fails.
@@ -81,13 +84,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             partial.mkdir(parents=True)
             yield partial
-            for file in partial.rglob("*"):
-                if file.is_file():
-                    with open(file, "rb") as handle:
-                        os.fsync(handle.fileno())
-            sync_directory(partial)
+            if durable:
+                _sync_tree(partial)
             os.rename(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     sync_directory(path.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+    sync_directory(folder)

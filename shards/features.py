@@ -23,7 +23,7 @@ ORIENTATIONS = 8  # of the square: four rotations, each with and without a flip
 FEATURES_DTYPE = np.dtype(
     [
         ("hash", "<u8", (2,)),  # signs of 128 low frequencies of the thumbnail
-        ("thumbnail", "u1", (SIDE, SIDE)),  # grey, (R + 2 G + B) / 4, the whole picture squeezed to a square
+        ("thumbnail", "u1", (SIDE, SIDE)),  # grey, (R + 2 G + B) / 4, squeezed to a square; without flat surroundings
         ("mean", "<f4", (3,)),  # of red, green and blue, 0..255
         ("std", "<f4", (3,)),  # of red, green and blue, 0..255
         ("sharpness", "<f4"),  # variance of the Laplacian of the three channels, in squared levels
@@ -32,6 +32,8 @@ FEATURES_DTYPE = np.dtype(
 
 _POOLED = 64  # a picture's rows are summed in blocks that leave at least this many, where it has them
 _SAMPLED = 32  # about as many evenly spaced rows are looked at for contrast and sharpness
+_FLAT = 16  # levels that the edges of a picture may differ by and still be flat surroundings
+_LEAST = 16  # pixels a side that content in flat surroundings must have to be looked at by itself
 _GREY = np.array([1, 2, 1])  # quarters of red, green, blue: stained cells show best in green
 
 
@@ -68,6 +70,9 @@ def compute(rgb: NDArray[np.uint8]) -> np.void:
     total = sums.sum(axis=0, dtype=np.uint64).reshape(-1, 3).sum(axis=0)
     record["mean"] = total / (len(sums) * tall * rgb.shape[1])
     record["std"], record["sharpness"] = _contrast(rgb), _sharpness(rgb)
+    content = _content(rgb)
+    if content is not rgb:
+        sums, tall = _pool_rows(content)
     record["thumbnail"] = thumbnail = _thumbnail(sums, tall)
     record["hash"] = hashes(thumbnail[None])[0]
     return record[()]
@@ -113,6 +118,24 @@ def inverse(orientation: NDArray[np.int64]) -> NDArray[np.int64]:
     quarter = orientation >= 4
     swapped = 4 + ((orientation & 1) << 1) + ((orientation & 2) >> 1)
     return np.where(quarter, swapped, orientation)
+
+
+def _content(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the part that is not flat surroundings: a cell cut out on black is compared by itself, not by its outline.
+
+    The surroundings are flat if the four edges of the picture have one colour (within _FLAT levels). Another picture is
+    returned as it is.
+    """
+    height, width = rgb.shape[:2]
+    edges = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]])
+    lowest, highest = edges.min(axis=0).astype(np.int16), edges.max(axis=0).astype(np.int16)
+    if (highest - lowest).max() > _FLAT or min(height, width) < 2 * _LEAST:
+        return rgb
+    outside = ((rgb < lowest - _FLAT) | (rgb > highest + _FLAT)).any(axis=2)
+    rows, columns = np.flatnonzero(outside.any(axis=1)), np.flatnonzero(outside.any(axis=0))
+    if len(rows) == 0 or rows[-1] - rows[0] < _LEAST or columns[-1] - columns[0] < _LEAST:
+        return rgb
+    return rgb[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _pool_rows(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.unsignedinteger], int]:

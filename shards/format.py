@@ -202,7 +202,7 @@ def open_index(folder: Path, info: DatasetInfo) -> np.ndarray:
     path = folder / "samples.npy"
     try:
         index: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise BadInput(
             f"the sample index cannot be read: {error}", path, "restore the file or pack the set again"
         ) from error

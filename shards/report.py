@@ -66,7 +66,8 @@ def write_set_report(folder: Path) -> Path:
         "bytes": sum(shard.bytes for shard in info.shards),
         "counts": counts_table(info),
         "groups": groups(table),
-        "patients": patients(groups(table), table.num_rows),
+        "patients": patients(groups(table), info),
+        "units": _units(groups(table), info),
         "examples": _examples(folder, info, table),
         "clusters": _clusters(folder, info, table),
         "findings": _findings(info),
@@ -144,17 +145,30 @@ def groups(table: pa.Table) -> dict[str, Any]:
     }
 
 
-def patients(known: dict[str, Any], samples: int) -> str:
+def patients(known: dict[str, Any], info: DatasetInfo) -> str:
     """Return one sentence on what keeping patients apart means in a set whose `groups` are `known`."""
+    samples = sum(shard.samples for shard in info.shards)
     if known["known"] == samples:
         named = plural(known["named"], "patient or slide", "patients or slides")
-        return f"The patient or slide of every image is known ({named}); none of them crosses parts."
+        apart = "" if info.leaks else "; none of them crosses parts"
+        return f"The patient or slide of every image is known ({named}){apart}."
     if known["known"]:
         return (
             f"The patient or slide is known for {known['known']:,} of {plural(samples, 'image')}; "
             "cells of the other patients may lie in several parts."
         )
     return "The set names no patients or slides: cells of one patient may lie in several parts."
+
+
+def _units(known: dict[str, Any], info: DatasetInfo) -> str:
+    """Return what the set consists of: named groups, clusters of near-duplicates, images of no group."""
+    parts = [
+        plural(known["named"], "patient or slide", "patients or slides") if known["named"] else "",
+        f"{plural(known['clusters'], 'cluster')} of near-duplicates" if known["clusters"] else "",
+        f"{plural(known['alone'], 'image')} of no group" if known["alone"] else "",
+    ]
+    told = ", ".join(part for part in parts if part)
+    return f"The set holds {told}." + ("" if info.leaks else " A group never crosses parts.")
 
 
 def _tally(items: list[tuple[str, int]]) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def synthesise(folder: Path, options: SynthOptions, workers: int = 1) -> dict:
     if workers < 1:
         raise BadInput("at least one process is needed", "workers", f"got {workers}")
     entries = plan(options)
-    with new_folder(folder) as partial_folder:
+    with new_folder(folder, durable=False) as partial_folder:
         for parent in sorted({str(Path(entry.path).parent) for entry in entries}):
             (partial_folder / parent).mkdir(parents=True, exist_ok=True)
         for _ in progress(_written(entries, partial_folder, options, workers), "drawing", len(entries)):

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
-from shards.errors import CheckFailed
+from shards.errors import BadInput, CheckFailed
 from shards.format import ShardInfo
 from shards.tar import BLOCK, RESTORE, Member, archive_end, header, index_path, index_text, read_members
 
@@ -77,6 +77,8 @@ def check_shard(task: ShardTask) -> ShardCheck:
         first = task.rows["key"][0].as_py() if task.rows is not None and task.rows.num_rows else ""
         check.add(first, "the file is missing" if isinstance(error, FileNotFoundError) else f"unreadable: {error}")
         return check
+    if check.found and task.rows is not None:
+        check.found[:0] = _misplaced(path, task.rows)
     if check.bytes != task.shard.bytes:
         check.add("", f"{check.bytes:,} bytes, dataset.json says {task.shard.bytes:,}")
     elif digest.hexdigest() != task.shard.sha256:
@@ -96,13 +98,29 @@ def _skim(path: Path, check: ShardCheck) -> None:
         check.add(key, f"{error.what} ({error.where}), at or after this sample")
 
 
+def _misplaced(path: Path, rows: pa.Table) -> list[tuple[str, str]]:
+    """Return the first sample that lies elsewhere than the table says, if all headers of the tar are right."""
+    places: dict[str, int] = {}
+    try:
+        for member in read_members(path):
+            places.setdefault(member.name.partition(".")[0], member.offset)
+    except CheckFailed:
+        return []
+    for key, offset in zip(rows["key"].to_pylist(), rows["offset"].to_pylist(), strict=True):
+        if key not in places:
+            return [(key, "the tar does not hold it")]
+        if places[key] != offset:
+            return [(key, f"the sample table places it at byte {offset:,}, it lies at byte {places[key]:,}")]
+    return []
+
+
 def _check_samples(
     file: IO[bytes], digest: hashlib._Hash, rows: pa.Table, shard: ShardInfo, check: ShardCheck
 ) -> list[list[Member]] | None:
     """Check each sample where the table says it lies; return all members, or None if any is damaged."""
     columns = rows.to_pydict()
     keys, starts = columns["key"], [offset - BLOCK for offset in columns["offset"]]
-    limits = [*starts[1:], shard.bytes]
+    limits = [*starts[1:], max(shard.bytes, check.bytes)]
     if not keys:
         check.add("", "it holds no sample")
         return None
@@ -120,7 +138,7 @@ def _check_samples(
         except ValueError as error:
             check.add(keys[i], str(error))
         except EOFError:
-            check.add("", str("the blocks that end the archive are damaged"))
+            check.add("", "the blocks that end the archive are damaged")
     return samples if len(samples) == len(keys) else None
 
 
@@ -160,7 +178,7 @@ def _split(data: bytes, start: int) -> list[Member]:
         try:
             name, size = block[:100].rstrip(b"\0").decode("ascii"), int(block[124:135], 8)
             whole = header(name, size) == block
-        except Exception:
+        except (ValueError, BadInput):
             whole = False
         if not whole:
             raise ValueError(f"the header at byte {start + position:,} is damaged")

@@ -76,6 +76,8 @@ def _restore(job: Job) -> tuple[Progress, bool]:
     if job.ranks.first:
         attempt = job.status.values["attempt"]
         say(f"resuming {job.run.path} at step {restored.step} of {job.plan.steps} (attempt {attempt})")
+        if restored.planned != job.plan.steps:
+            say(f"the schedule is stretched from {restored.planned} to {job.plan.steps} steps from here on")
     return restored, True
 
 

@@ -116,8 +116,9 @@ def make_model(config: Config, classes: int, say_line: Callable[[str], None] | N
     model = zoo.build(config.model.name, classes, config.model.dropout, config.engine.channels_last)
     if config.model.weights != "none":
         report = weights.load_weights(model, Path(config.model.weights))
-        for line in report.lines() if say_line else []:
-            say_line(line)
+        if say_line is not None:
+            for line in report.lines():
+                say_line(line)
     return model
 
 

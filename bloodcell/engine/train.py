@@ -89,11 +89,10 @@ def train(job: Job, state: Progress) -> Progress:
             meter.step(loader.waited)
 
             evaluates, saves = plan.evaluates_after(state.step), plan.saves_after(state.step)
-            if evaluates or saves:
+            if evaluates or saves or state.step % config.tracking.log_every == 0:
                 report = guard.flush()  # whatever is not finite must show before anything is kept
                 state.note(report)
                 meter.note(report)
-            if state.step % config.tracking.log_every == 0 or evaluates or saves:
                 job.tracker.log(state.step, meter.record(rate), plan.epoch(state.step))
             if evaluates:
                 best = state.validated(validation.run(state.step), validation.smaller_is_better)

@@ -33,7 +33,7 @@ class Validation:
             values = {name: float(exact[name]) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
             values["loss"] = float(predictions.losses().mean())
             job.tracker.log(step, {f"val/{name}": v for name, v in values.items()}, job.plan.epoch(step))
-            job.tracker.confusion("val", step, predictions.classes, matrix)
+            job.tracker.confusion("val", step, predictions.classes, matrix.tolist())
             value.fill_(values[self.monitor.removeprefix("val/")])
         dist.broadcast(value, 0)
         return float(value)

@@ -7,8 +7,9 @@ Which method, metric by metric:
 - everything else, and these too when groups hold several samples: the cluster bootstrap (module `resample`). The
   interval is the wider, at each end, of
   (a) the percentiles of the resamples, expanded for few groups (Hesterberg, Am. Stat. 69:371, 2015), and
-  (b) Wilson's interval with the effective n = p (1 - p) / (bootstrap variance), at most the number of samples, and
-  Student's t (Korn and Graubard, Surv. Methodol. 24:193, 1998; Dean and Pagano, J. Surv. Stat. Methodol. 3:484, 2015).
+  (b) Wilson's interval with the effective n = p (1 - p) / (bootstrap variance), at most the number of samples (for
+  means over the classes, classes^2 / sum of 1 / (samples of the class); AUROC has no such limit), and Student's t
+  (Korn and Graubard, Surv. Methodol. 24:193, 1998; Dean and Pagano, J. Surv. Stat. Methodol. 3:484, 2015).
   Percentiles alone miss the truth far too often near 100 % and with few groups. MCC and kappa are put on the scale from
   0 to 1 for (b); for the loss, which has no upper bound, (b) is the value plus and minus t standard errors, from 0 on.
 - where the resamples have no spread (nothing wrong in the test set, or one group only): Wilson's interval with n the
@@ -69,7 +70,9 @@ def student(level: float, degrees: float) -> float:
     degrees = max(degrees, 0.5)
     z = NormalDist().inv_cdf(0.5 + level / 2)
     if degrees >= 40:  # Abramowitz and Stegun 26.7.5
-        return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+        third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+        return z + first / degrees + second / degrees**2 + third / degrees**3
     # With t = sqrt(degrees) / tan(angle) the density is sin(angle)^(degrees - 1): a bounded range, finest at the tail.
     angle = (np.pi / 2) * np.linspace(0, 1, 20_001) ** 4
     middle = (angle[1:] + angle[:-1]) / 2

@@ -82,7 +82,7 @@ class Predictions:
 
     @cached_property
     def _shifted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits less their maximum, float64 [samples, classes], and the log of the sum of their exponentials [samples, 1]."""
+        """Logits less their maximum, float64 [samples, classes], and the log of the exponentials' sum [samples, 1]."""
         shifted = self.logits.astype(np.float64)
         shifted -= shifted.max(axis=1, keepdims=True)
         return shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True))

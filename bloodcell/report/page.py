@@ -178,7 +178,7 @@ def _data_card(folder: Path | None, info: DatasetInfo | None) -> dict[str, Any] 
     return {
         "info": info,
         "counts": counts_table(info),
-        "patients": patients(groups(table), table.num_rows),
+        "patients": patients(groups(table), info),
         "audit": audit_rows(info),
     }
 

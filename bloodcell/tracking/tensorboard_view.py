@@ -17,11 +17,7 @@ from shards.errors import BadInput
 
 def check_tensorboard() -> None:
     """Raise BadInput if TensorBoard is not installed."""
-    try:
-        found = importlib.util.find_spec("tensorboard") is not None
-    except ValueError:  # a package without a spec: something else than an installed one
-        found = False
-    if not found:
+    if importlib.util.find_spec("tensorboard") is None:
         raise BadInput("TensorBoard is not installed", "tracking.tensorboard", "pip install 'bloodcell[tensorboard]'")
 
 

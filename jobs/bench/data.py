@@ -65,7 +65,9 @@ def run(folder: Path, size: int, images: int, workers: int, repeats: int) -> Res
         }
         wall: dict[str, list[float]] = {name: [] for name in cases}
         cpu: dict[str, list[float]] = {name: [] for name in cases}
-        timed = {name: partial(_time, name, case, wall, cpu) for name, case in cases.items()}
+        timed: dict[str, Callable[[], float]] = {
+            name: partial(_time, name, case, wall, cpu) for name, case in cases.items()
+        }
         interleaved(timed, repeats, warmups=1)
     best = max((FOLDER, V2), key=lambda name: sorted(wall[name][1:])[repeats // 2])
     rows = []

@@ -1,0 +1,257 @@
+"""Real training runs in real processes: two ranks, killed and resumed, judged on any number of ranks, stopped by faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from bloodcell.evaluation.predictions import read_predictions
+from tests.conftest import bloodcell, command
+
+FAST = (
+    *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 4, "--train.epochs", 3),
+    *("--train.save_every", 2, "--tracking.log_every", 1, "--tracking.wandb", "off", "--optim.lr", 0.002),
+)
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return dict(load_file(run / "model.safetensors"))
+
+
+def same(a: Path, b: Path) -> bool:
+    ours, theirs = weights(a), weights(b)
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def status(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "status.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def small_net(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small network with BatchNorm and dropout, named as users name theirs: module:function."""
+    folder = tmp_path_factory.mktemp("nets")
+    (folder / "small_net.py").write_text(
+        "from torch import nn\n"
+        "def build(classes, dropout=0.2):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, bias=False),\n"
+        "        nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, classes))\n"
+    )
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    return "small_net:build"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_set: Path, small_net: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on two ranks."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    done = bloodcell("train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST, ranks=2)
+    assert done.code == 0, done.err
+    return run
+
+
+def test_a_run_leaves_what_the_design_says(undisturbed: Path, small_set: Path) -> None:
+    for name in ("config.json", "environment.json", "status.json", "metrics.jsonl", "evaluation.json", "report.html"):
+        assert (undisturbed / name).stat().st_size > 0
+    said = status(undisturbed)
+    assert said["state"] == "done"
+    assert said["outcome"]["code"] == 0
+    assert said["lineage_proven"] is True
+    assert (undisturbed / "checkpoints" / "last").exists()
+    assert (undisturbed / "checkpoints" / "best").exists()
+    with safe_open(undisturbed / "model.safetensors", framework="np") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["classes"]) == json.loads((small_set / "dataset.json").read_text())["classes"]
+    steps = [record["step"] for record in records(undisturbed) if "train/loss" in record]
+    assert steps == list(range(1, said["steps"] + 1))
+    assert {"train/lr", "train/images_per_s", "train/data_wait", "train/memory_mib"} <= records(undisturbed)[0].keys()
+    assert any("val/macro_f1" in record for record in records(undisturbed))
+
+
+def test_the_same_command_again_changes_nothing(undisturbed: Path, small_set: Path, small_net: str) -> None:
+    before = (undisturbed / "model.safetensors").read_bytes()
+    done = bloodcell(
+        "train", "cnn5", "--data", small_set, "--run", undisturbed, "--model.name", small_net, *FAST, ranks=2
+    )
+    assert done.code == 0, done.err
+    assert (undisturbed / "model.safetensors").read_bytes() == before
+    assert status(undisturbed)["attempt"] >= 2
+
+
+def test_predictions_are_exact_and_the_same_on_any_number_of_ranks(undisturbed: Path, small_set: Path) -> None:
+    results = {}
+    for ranks in (0, 2, 3):
+        done = bloodcell("evaluate", undisturbed, "--split", "test", "--json", ranks=ranks)
+        assert done.code == 0, done.err
+        assert done.json["schema"] == "bloodcell/1/evaluate"
+        table = (undisturbed / "predictions" / "test.parquet").read_bytes()
+        results[ranks] = (done.json["metrics"], table, (undisturbed / "evaluation.json").read_bytes())
+    assert results[0] == results[2] == results[3]
+    predictions = read_predictions(undisturbed / "predictions" / "test.parquet")
+    info = json.loads((small_set / "dataset.json").read_text())
+    assert len(predictions.ids) == sum(info["samples"]["test"].values())
+    accuracy = float((predictions.predicted() == predictions.labels).mean())
+    assert results[0][0]["accuracy"]["value"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("moment", ["early", "late"])
+def test_killed_and_resumed_ends_bit_identical(
+    undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path, moment: str
+) -> None:
+    run = tmp_path / "run"
+    arguments = ("train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST)
+    wanted = 3 if moment == "early" else status(undisturbed)["steps"] - 3
+    process = subprocess.Popen(
+        command(*arguments, ranks=2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").exists() else 0
+        if lines >= wanted:
+            break
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = bloodcell(*arguments, ranks=2)
+    assert done.code == 0, done.err
+    assert status(run)["lineage_proven"] is True
+    assert status(run)["lineage"] == status(undisturbed)["lineage"]
+    assert same(run, undisturbed)
+    losses = [(r["step"], r["train/loss"]) for r in records(run) if "train/loss" in r]
+    assert losses == [(r["step"], r["train/loss"]) for r in records(undisturbed) if "train/loss" in r]
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_other_world_sizes_see_the_same_micro_batches(
+    undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path, ranks: int
+) -> None:
+    """Bound: sums of float32 gradients in another order, 12 steps of AdamW, BatchNorm statistics included."""
+    run = tmp_path / "run"
+    done = bloodcell("train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST, ranks=ranks)
+    assert done.code == 0, done.err
+    assert status(run)["lineage"] == status(undisturbed)["lineage"]
+    ours, theirs = (
+        [r["train/loss"] for r in records(run) if "train/loss" in r],
+        [r["train/loss"] for r in records(undisturbed) if "train/loss" in r],
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=2e-3)
+    mine, other = weights(run), weights(undisturbed)
+    for name in mine:
+        np.testing.assert_allclose(mine[name], other[name], rtol=1e-2, atol=5e-3, err_msg=name)
+
+
+def test_another_world_size_takes_the_run_up(
+    undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = ("train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST)
+    shutil.copytree(undisturbed, run, symlinks=True)
+    kept = sorted(path for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    shutil.rmtree(kept[-1])
+    for link in ("last", "best"):
+        (run / "checkpoints" / link).unlink()
+    (run / "checkpoints" / "last").symlink_to(kept[-2].name)
+    done = bloodcell(*arguments)
+    assert done.code == 0, done.err
+    assert f"resuming {run} at step {int(kept[-2].name)}" in " ".join(done.err.split())
+    assert status(run)["lineage"] == status(undisturbed)["lineage"]
+
+
+def test_a_longer_run_goes_on(undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run, symlinks=True)
+    steps = status(run)["steps"]
+    done = bloodcell(
+        "train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST[:6], "--train.epochs", 4
+    )
+    assert done.code == 0, done.err
+    assert status(run)["step"] == steps // 3 * 4
+    assert "the schedule is stretched" in " ".join(done.err.split())
+
+
+def test_another_config_is_refused_with_the_difference(undisturbed: Path, small_set: Path) -> None:
+    done = bloodcell("train", "cnn5", "--data", small_set, "--run", undisturbed, "--data.size", 64)
+    assert done.code == 2
+    assert "data.size: 32 there, 64 here" in done.err
+    done = bloodcell("train", "mobilenet_v2", "--data", small_set, "--run", undisturbed)
+    assert done.code == 2
+    assert "another recipe" in done.err
+    assert len(done.err.strip().splitlines()) == 1
+
+
+def test_not_a_number_stops_with_the_samples(small_set: Path, small_net: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    wild = ("--optim.lr", 1e30, "--optim.name", "sgd")
+    done = bloodcell(
+        "train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST, *wild, ranks=2
+    )
+    assert done.code == 70
+    assert "not finite; samples: " in done.err
+    assert status(run)["outcome"]["code"] == 70
+    keys = json.dumps(status(run)["outcome"]["what"])
+    assert any(name in keys for name in ("benign", "early", "pre", "pro"))
+
+
+def test_rot_on_the_disk_stops_with_key_and_shard(small_set: Path, small_net: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "set"
+    shutil.copytree(small_set, damaged)
+    path = damaged / "train-000001.tar"
+    data = bytearray(path.read_bytes())
+    for place in range(2048, len(data) - 2048, 1024):
+        data[place] ^= 0x55
+    path.write_bytes(data)
+    run = tmp_path / "run"
+    done = bloodcell("train", "cnn5", "--data", damaged, "--run", run, "--model.name", small_net, *FAST, ranks=2)
+    assert done.code == 3
+    assert "train-000001.tar" in done.err
+    assert status(run)["outcome"]["code"] == 3
+
+
+def test_a_full_disk_stops_cleanly(small_set: Path, small_net: str, tmpfs: Path) -> None:
+    done = bloodcell("train", "mobilenet_v2", "--data", small_set, "--run", tmpfs / "run", *FAST)
+    assert done.code == 3
+    assert "could not write" in done.err
+    assert not [path for path in (tmpfs / "run" / "checkpoints").iterdir() if path.name.isdigit()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--train.micro_batches", 3), "start 1 or 3 ranks"),
+        (("--data.micro_batch", 4000), "do not fill one step"),
+        (("--model.name", "mobilnet_v2"), "mobilenet_v2"),
+        (("--model.weights", "/nowhere.safetensors"), "no such file"),
+        (("--data.policy", "ligth"), "did you mean 'light'"),
+        (("--data.fold", 1), "no folds"),
+        (("--tracking.wandb", "online"), "key"),
+        (("--train.monitor", "val/acc"), "choose one of"),
+    ],
+)
+def test_bad_input_is_found_before_anything_is_made(
+    small_set: Path, tmp_path: Path, arguments: tuple[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ranks = 2 if arguments[0] == "--train.micro_batches" else 0
+    done = bloodcell("train", "cnn5", "--data", small_set, "--run", tmp_path / "run", *arguments, ranks=ranks)
+    assert done.code == 2, done.err
+    assert message in done.err
+    said = [line for line in done.err.splitlines() if "elastic" not in line]  # torchrun adds a line of its own
+    assert len(said) == 1, done.err
+    assert not (tmp_path / "run").exists()
