@@ -29,9 +29,9 @@ PAIR_DTYPE = np.dtype(
     ]
 )
 
-BANDS = 24  # choices of bits; a copy that is missed by one is found by another
+BANDS = 48  # choices of bits; a copy that is missed by one is found by another
 _KEY_POOL = 40  # pairs of frequencies, from the lowest on, that keys are chosen from: the bits that survive cropping best
-_CANDIDATES = 2e7  # looked at in all bands if bits were random: what the length of the keys is chosen for
+_CANDIDATES = 4e8  # looked at in all bands if bits were random: what the length of the keys is chosen for
 _NEIGHBOURS = 32  # images on either side that an image meets under one key, at most: heavy keys cost no more than others
 _PER_IMAGE = 64  # candidates confirmed per image on average, at most; where there are more the closest hashes are taken
 _MOST = 1 << 23  # candidates confirmed in all, at most
@@ -134,7 +134,7 @@ def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
 def _masks(images: int, bands: int) -> list[NDArray[np.uint64]]:
     """Return the bits of the two hash words that make up each band's key, uint64 [2] each."""
     wanted = bands * ORIENTATIONS * images**2 / _CANDIDATES
-    length = int(np.clip(np.ceil(np.log2(wanted)), 6, 32))
+    length = int(np.clip(np.ceil(np.log2(wanted)), 8, 32))
     draw = np.random.RandomState(0)  # the generator whose stream numpy promises never to change
     masks = []
     for _ in range(bands):
@@ -161,17 +161,55 @@ def _candidates(turned: NDArray[np.uint64], mask: NDArray[np.uint64], allowed: i
     places = (entries & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
     image, turn = places >> 3, places & 7
     starts = np.flatnonzero(np.diff(entries >> place_bits, prepend=~entries[0] >> place_bits))
-    upright = np.concatenate([[0], np.cumsum(turn == 0)])  # how many entries before each are the image as it is
+    upright = np.concatenate([[0], np.cumsum(turn == 0)])  # how many entries before each are an image as it is
     run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(entries)))
     ends = np.append(starts[1:], len(entries))
-    low = np.maximum(upright[:-1] - _NEIGHBOURS, upright[starts][run])
-    high = np.minimum(upright[:-1] + _NEIGHBOURS, upright[ends][run])
-    partners = image[turn == 0]
-    codes = [
-        _close(turned, image[part], turn[part], partners, low[part], high[part], allowed)
-        for part in _parts(high - low)
-    ]
+    met = _Meetings(
+        image,
+        turn,
+        turned.reshape(-1, 2)[turn * images + image],
+        np.maximum(upright[:-1] - _NEIGHBOURS, upright[starts][run]),
+        np.minimum(upright[:-1] + _NEIGHBOURS, upright[ends][run]),
+    )
+    codes = [met.close(part, allowed, images) for part in _parts(met.last - met.first)]
     return _tighten(turned, np.unique(np.concatenate(codes)))
+
+
+class _Meetings:
+    """Hashes sorted by a key: which images, in which orientation, meet which images as they are, under one key.
+
+    Neighbours in this order are neighbours in memory, which makes comparing them several times faster.
+
+    Args:
+        image, turn: of each hash, int64 [hashes].
+        words: uint64 [hashes, 2].
+        first, last: of the hashes with turn 0, counted from 0, those that each hash meets: first <= number < last.
+    """
+
+    def __init__(
+        self,
+        image: NDArray[np.int64],
+        turn: NDArray[np.int64],
+        words: NDArray[np.uint64],
+        first: NDArray[np.int64],
+        last: NDArray[np.int64],
+    ) -> None:
+        self.image, self.turn, self.words, self.first, self.last = image, turn, words, first, last
+        self.partners, self.partner_words = image[turn == 0], words[turn == 0]
+
+    def close(self, part: slice, allowed: int, images: int) -> NDArray[np.int64]:
+        """Return the codes of the meetings of hashes[part] in which at most `allowed` bits differ."""
+        counts = self.last[part] - self.first[part]
+        before = np.cumsum(counts) - counts
+        hashed = np.repeat(np.arange(part.start, part.start + len(counts)), counts)
+        partner = np.arange(len(hashed)) + np.repeat(self.first[part] - before, counts)
+        differing = np.bitwise_count(self.words[hashed, 0] ^ self.partner_words[partner, 0])
+        differing += np.bitwise_count(self.words[hashed, 1] ^ self.partner_words[partner, 1])
+        kept = np.flatnonzero(differing <= allowed)
+        image, turn, other = self.image[hashed[kept]], self.turn[hashed[kept]], self.partners[partner[kept]]
+        turn = np.where(other < image, turn, inverse(turn))
+        codes = (np.minimum(image, other) * images + np.maximum(image, other)) * ORIENTATIONS + turn
+        return np.asarray(codes[image != other])
 
 
 def _tighten(turned: NDArray[np.uint64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -193,27 +231,6 @@ def _parts(counts: NDArray[np.int64]) -> list[slice]:
     edges = np.searchsorted(total, np.arange(_BLOCK, int(total[-1]) + _BLOCK, _BLOCK)) + 1
     bounds = [0, *edges.tolist()]
     return [slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False) if first < last]
-
-
-def _close(
-    turned: NDArray[np.uint64],
-    image: NDArray[np.int64],
-    turn: NDArray[np.int64],
-    partners: NDArray[np.int64],
-    low: NDArray[np.int64],
-    high: NDArray[np.int64],
-    allowed: int,
-) -> NDArray[np.int64]:
-    """Return codes of each (image, turn) with those of partners[low:high] whose hashes differ in at most `allowed` bits."""
-    images, counts = turned.shape[1], high - low
-    first = np.repeat(low - np.cumsum(counts) + counts, counts)
-    other = partners[first + np.arange(len(first))]
-    image, turn = np.repeat(image, counts), np.repeat(turn, counts)
-    differing = np.bitwise_count(turned[turn, image] ^ turned[0, other]).sum(axis=1, dtype=np.uint8)
-    kept = (differing <= allowed) & (image != other)
-    image, turn, other = image[kept], turn[kept], other[kept]
-    turn = np.where(other < image, turn, inverse(turn))
-    return np.asarray((np.minimum(image, other) * images + np.maximum(image, other)) * ORIENTATIONS + turn)
 
 
 def _confirm(

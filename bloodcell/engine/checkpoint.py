@@ -72,7 +72,8 @@ class Checkpoints:
             EnvironmentFault: the disk is full or fails; nothing is left of this checkpoint, older ones are whole.
         """
         target = self.folder / f"{step:08d}"
-        if not target.exists():
+        if not self._whole(target):
+            shutil.rmtree(target, ignore_errors=True)
             self._write(target, state, progress)
         self._link("last", target)
         if best:
@@ -120,6 +121,14 @@ class Checkpoints:
                 raise ValueError(f"{name} is not what was written")
         state = unpack_tree(content["state"], load_file(path / FILES[1]))
         return {**state, "model": load_file(path / FILES[0])}, content["progress"]
+
+    def _whole(self, path: Path) -> bool:
+        """Whether the checkpoint is there (from before a restart: the same step has the same state) and undamaged."""
+        try:
+            sums = json.loads((path / "state.json").read_text(encoding="utf-8"))["sha256"]
+            return all(_sha256(path / name) == expected for name, expected in sums.items())
+        except (OSError, ValueError, KeyError):
+            return False
 
     def _candidates(self, name: str) -> list[Path]:
         if name != "last":
