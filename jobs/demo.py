@@ -1,4 +1,4 @@
-"""`bloodcell demo`: from nothing to a report in one command, every part real: drawn images, two ranks, exact metrics."""
+"""`bloodcell demo`: from nothing to a report in one command, with every part real: draw, pack, two ranks, judge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 from jobs.launch import bloodcell, call, torchrun
 from shards.console import say
 from shards.errors import BadInput
-
 
 RECIPE = "resnet10t"
 

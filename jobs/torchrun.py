@@ -1,4 +1,4 @@
-"""torchrun that leaves the arguments behind the program's name alone and ends with the exit code of the rank that failed.
+"""torchrun that leaves the arguments behind the program's name alone and ends with the failed rank's exit code.
 
 Python's argparse before 3.12.8 reads `--run DIR` behind the program as an abbreviation of torchrun's own `--run-path`
 and refuses it as ambiguous; here abbreviations are switched off. And torchrun itself answers every failure with a

@@ -35,7 +35,8 @@ _CANDIDATES = 4e8  # looked at in all bands if bits were random: what the length
 _NEIGHBOURS = 32  # images on either side that an image meets under one key, at most: heavy keys cost no more than others
 _PER_IMAGE = 64  # candidates confirmed per image on average, at most; where there are more the closest hashes are taken
 _MOST = 1 << 23  # candidates confirmed in all, at most
-_BLOCK = 1 << 22  # candidates held in memory at a time
+_SLICE = 1 << 16  # sorted hashes looked at together: they fit the processor's cache
+_BLOCK = 1 << 20  # candidates compared at a time
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd multipliers that spread bits upwards
 
 
@@ -154,62 +155,63 @@ def _candidates(turned: NDArray[np.uint64], mask: NDArray[np.uint64], allowed: i
     """
     images = turned.shape[1]
     place_bits = np.uint64((images * ORIENTATIONS - 1).bit_length())
-    keys = (turned[..., 0] & mask[0]) * _MIX[0] + (turned[..., 1] & mask[1]) * _MIX[1]
-    places = np.arange(images, dtype=np.uint64) * np.uint64(8) + np.arange(ORIENTATIONS, dtype=np.uint64)[:, None]
-    entries = ((keys >> place_bits << place_bits) | places).ravel()
+    entries = np.empty((ORIENTATIONS, images), np.uint64)
+    for turn, words in enumerate(turned):
+        keys = (words[:, 0] & mask[0]) * _MIX[0] + (words[:, 1] & mask[1]) * _MIX[1]
+        entries[turn] = keys >> place_bits << place_bits
+        entries[turn] |= np.arange(turn, images * ORIENTATIONS, ORIENTATIONS, dtype=np.uint64)
+    entries = entries.ravel()
     entries.sort()
-    places = (entries & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
-    image, turn = places >> 3, places & 7
-    starts = np.flatnonzero(np.diff(entries >> place_bits, prepend=~entries[0] >> place_bits))
-    upright = np.concatenate([[0], np.cumsum(turn == 0)])  # how many entries before each are an image as it is
-    run = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(entries)))
-    ends = np.append(starts[1:], len(entries))
-    met = _Meetings(
-        image,
-        turn,
-        turned.reshape(-1, 2)[turn * images + image],
-        np.maximum(upright[:-1] - _NEIGHBOURS, upright[starts][run]),
-        np.minimum(upright[:-1] + _NEIGHBOURS, upright[ends][run]),
-    )
-    codes = [met.close(part, allowed, images) for part in _parts(met.last - met.first)]
+    first_of_key = entries[::_SLICE] >> place_bits << place_bits
+    cuts = np.unique(np.append(np.searchsorted(entries, first_of_key), len(entries)))
+    codes = [
+        _meetings(turned, entries[first:last], place_bits, allowed)
+        for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
+    ]
     return _tighten(turned, np.unique(np.concatenate(codes)))
 
 
-class _Meetings:
-    """Hashes sorted by a key: which images, in which orientation, meet which images as they are, under one key.
-
-    Neighbours in this order are neighbours in memory, which makes comparing them several times faster.
-
-    Args:
-        image, turn: of each hash, int64 [hashes].
-        words: uint64 [hashes, 2].
-        first, last: of the hashes with turn 0, counted from 0, those that each hash meets: first <= number < last.
-    """
-
-    def __init__(
-        self,
-        image: NDArray[np.int64],
-        turn: NDArray[np.int64],
-        words: NDArray[np.uint64],
-        first: NDArray[np.int64],
-        last: NDArray[np.int64],
-    ) -> None:
-        self.image, self.turn, self.words, self.first, self.last = image, turn, words, first, last
-        self.partners, self.partner_words = image[turn == 0], words[turn == 0]
-
-    def close(self, part: slice, allowed: int, images: int) -> NDArray[np.int64]:
-        """Return the codes of the meetings of hashes[part] in which at most `allowed` bits differ."""
-        counts = self.last[part] - self.first[part]
-        before = np.cumsum(counts) - counts
-        hashed = np.repeat(np.arange(part.start, part.start + len(counts)), counts)
-        partner = np.arange(len(hashed)) + np.repeat(self.first[part] - before, counts)
-        differing = np.bitwise_count(self.words[hashed, 0] ^ self.partner_words[partner, 0])
-        differing += np.bitwise_count(self.words[hashed, 1] ^ self.partner_words[partner, 1])
+def _meetings(
+    turned: NDArray[np.uint64], entries: NDArray[np.uint64], place_bits: np.uint64, allowed: int
+) -> NDArray[np.int64]:
+    """Return the codes of the close ones among sorted entries (key, image, orientation) of which every key is whole."""
+    places = (entries & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
+    image, turn = places >> 3, places & 7
+    words = orient_hashes(turned[0].take(image, axis=0), turn)  # copied in order of the keys: neighbours to compare are neighbours in memory
+    upright = turn == 0  # the image as it is: partners[0], partners[1], ...
+    partners, partner_words = image[upright], words[upright]
+    met = np.append(0, np.cumsum(upright))  # partners before each entry
+    starts = np.flatnonzero(np.diff(entries >> place_bits, prepend=~entries[0] >> place_bits))
+    ends = np.append(starts[1:], len(entries))
+    run = np.repeat(np.arange(len(starts)), ends - starts)
+    low = np.maximum(met[:-1] - _NEIGHBOURS, met[starts][run])
+    counts = np.minimum(met[:-1] + _NEIGHBOURS, met[ends][run]) - low
+    codes = []
+    for part in _parts(counts):
+        entry = np.repeat(np.arange(part.start, part.stop), counts[part])
+        partner = np.arange(len(entry)) + np.repeat(low[part] - np.cumsum(counts[part]) + counts[part], counts[part])
+        differing = np.bitwise_count(words[entry, 0] ^ partner_words[partner, 0])
+        differing += np.bitwise_count(words[entry, 1] ^ partner_words[partner, 1])
         kept = np.flatnonzero(differing <= allowed)
-        image, turn, other = self.image[hashed[kept]], self.turn[hashed[kept]], self.partners[partner[kept]]
-        turn = np.where(other < image, turn, inverse(turn))
-        codes = (np.minimum(image, other) * images + np.maximum(image, other)) * ORIENTATIONS + turn
-        return np.asarray(codes[image != other])
+        codes.append(_codes(image[entry[kept]], turn[entry[kept]], partners[partner[kept]], turned.shape[1]))
+    return np.concatenate([*codes, np.zeros(0, np.int64)])
+
+
+def _parts(counts: NDArray[np.int64]) -> list[slice]:
+    """Return slices of `counts` whose sums are at most about _BLOCK each."""
+    total = np.cumsum(counts)
+    edges = np.searchsorted(total, np.arange(_BLOCK, int(total[-1]), _BLOCK)) + 1
+    bounds = [0, *edges.tolist(), len(counts)]
+    return [slice(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True) if first < last]
+
+
+def _codes(
+    image: NDArray[np.int64], turn: NDArray[np.int64], other: NDArray[np.int64], images: int
+) -> NDArray[np.int64]:
+    """Return (a * images + b) * 8 + orientation, a < b, of images whose orientation `turn` looks like the other image."""
+    turn = np.where(other < image, turn, inverse(turn))
+    codes = (np.minimum(image, other) * images + np.maximum(image, other)) * ORIENTATIONS + turn
+    return np.asarray(codes[image != other])
 
 
 def _tighten(turned: NDArray[np.uint64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -223,14 +225,6 @@ def _tighten(turned: NDArray[np.uint64], codes: NDArray[np.int64]) -> NDArray[np
     distance = np.bitwise_count(turned[0, a] ^ turned[turns, b]).sum(axis=1, dtype=np.uint8)
     within = np.cumsum(np.bincount(distance))
     return codes[distance <= max(0, int(np.searchsorted(within, room, side="right")) - 1)]
-
-
-def _parts(counts: NDArray[np.int64]) -> list[slice]:
-    """Return slices of `counts` whose sums are about _BLOCK each."""
-    total = np.cumsum(counts)
-    edges = np.searchsorted(total, np.arange(_BLOCK, int(total[-1]) + _BLOCK, _BLOCK)) + 1
-    bounds = [0, *edges.tolist()]
-    return [slice(first, last) for first, last in zip(bounds, bounds[1:], strict=False) if first < last]
 
 
 def _confirm(

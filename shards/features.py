@@ -49,6 +49,8 @@ _ANGLE = np.pi / (2 * SIDE) * (2 * np.arange(SIDE) + 1) * np.arange(_HIGHEST)[:,
 _COSINES = np.rint(1024 * np.cos(_ANGLE))
 _BITS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 _ODD = [np.bitwise_or.reduce(_BITS[FREQUENCIES[:, axis] % 2 == 1]) for axis in (0, 1)]
+_MIRRORED, _UPSIDE_DOWN = np.array(_ODD[::-1]), np.array(_ODD)  # bits of each word that a flip inverts
+_INVERTED = np.array([0 * _MIRRORED, _MIRRORED, _UPSIDE_DOWN, _MIRRORED ^ _UPSIDE_DOWN])
 
 
 def compute(rgb: NDArray[np.uint8]) -> np.void:
@@ -103,14 +105,11 @@ def orient(pictures: NDArray, orientation: int) -> NDArray:
     return pictures[..., ::-1] if orientation & 1 else pictures
 
 
-def orient_hashes(words: NDArray[np.uint64], orientation: int) -> NDArray[np.uint64]:
-    """Return the hashes uint64 [n, 2] that the same images have in another orientation (see `orient`)."""
-    turned = words[:, ::-1].copy() if orientation & 4 else words.copy()
-    for bit, axis in ((2, 0), (1, 1)):
-        if orientation & bit:
-            turned[:, 0] ^= _ODD[axis]
-            turned[:, 1] ^= _ODD[1 - axis]
-    return turned
+def orient_hashes(words: NDArray[np.uint64], orientation: int | NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return the hashes uint64 [n, 2] that the same images have in another orientation (see `orient`), one for all or [n]."""
+    turned = np.asarray(orientation)
+    swapped = np.where((turned & 4 > 0)[..., None], words[:, ::-1], words)
+    return np.asarray(swapped ^ _INVERTED[turned & 3])
 
 
 def inverse(orientation: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,0 +1,78 @@
+"""What only a CUDA device can show: the same graph on the GPU, bf16 under NCCL, resuming there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bloodcell.data.loader import Loader, training_requests
+from bloodcell.data.order import BatchOrder, NaturalPlan
+from bloodcell.data.pipeline import View
+from bloodcell.data.policies import POLICIES
+from bloodcell.data.shardset import ShardSet
+from tests.conftest import bloodcell
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+RUN = (
+    "--data.size",
+    64,
+    "--data.micro_batch",
+    16,
+    "--train.micro_batches",
+    2,
+    "--train.epochs",
+    2,
+    "--tracking.wandb",
+    "off",
+)
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_the_graph_gives_the_same_pixels_on_the_gpu(small_set: Path, policy: str) -> None:
+    """Tolerance: the GPU decodes and interpolates with other rounding: 3 of 255 on average, 99 % within 12."""
+    shards = ShardSet.open(small_set)
+    view = View(40, (0.0,) * 3, (1.0,) * 3, POLICIES[policy], seed=2)
+    order = BatchOrder(NaturalPlan(shards.ranges("train")), 2, 16, 1)
+
+    def batches(device: torch.device) -> list[torch.Tensor]:
+        with Loader(shards, training_requests(order, 1, 0, 0, 6), view, 16, 2, device) as loader:
+            return [batch.images.cpu() for batch in loader]
+
+    for ours, reference in zip(batches(torch.device("cuda", 0)), batches(torch.device("cpu")), strict=True):
+        difference = (ours - reference).abs().numpy() * 255
+        assert difference.mean() <= 3
+        assert np.quantile(difference, 0.99) <= 12
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_training_and_resuming_on_the_gpu(small_set: Path, tmp_path: Path, precision: str) -> None:
+    run = tmp_path / "run"
+    arguments = ("train", "resnet10t", "--data", small_set, "--run", run, *RUN, "--engine.precision", precision)
+    done = bloodcell(*arguments, ranks=1)
+    assert done.code == 0, done.err
+    status = json.loads((run / "status.json").read_text())
+    assert status["lineage_proven"] is True
+    newest = (run / "checkpoints" / "last").resolve()
+    shutil.rmtree(newest)
+    for link in ("last", "best"):
+        (run / "checkpoints" / link).unlink(missing_ok=True)
+    again = bloodcell(*arguments, ranks=1)
+    assert again.code == 0, again.err
+    assert json.loads((run / "status.json").read_text())["lineage"] == status["lineage"]
+
+
+def test_weights_trained_on_the_gpu_are_judged_on_the_cpu(small_set: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = bloodcell("train", "resnet10t", "--data", small_set, "--run", run, *RUN, ranks=1)
+    assert done.code == 0, done.err
+    values = [
+        bloodcell("evaluate", run, "--device", device, "--json").json["metrics"]["accuracy"]["value"]
+        for device in ("cuda", "cpu")
+    ]
+    assert values[0] == pytest.approx(values[1], abs=0.03)
