@@ -128,7 +128,10 @@ def run_verb(verb: str, rest: list[str]) -> tuple[dict[str, Any], list[str]]:
         parsed, flags = parser.parse_known_args(rest)
         parsed.flags = flags
     else:
-        parsed = parser.parse_args(rest)
+        parsed, unknown = parser.parse_known_args(rest)
+        if unknown:
+            said = nearest(unknown[0].split("=")[0], list(parser._option_string_actions))
+            raise BadInput(f"unknown argument {unknown[0]!r}", "command line", said or f"see `{parser.prog} --help`")
     return module.run(verb, parsed)
 
 

@@ -34,7 +34,8 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
     hints = get_type_hints(options)
     for leaf in dataclasses.fields(options):
         flag, kind = f"--{leaf.name.replace('_', '-')}", hints[leaf.name]
-        about = f"{leaf.metadata.get('help', '')} ({leaf.default})".strip()
+        shown = "none" if leaf.default == "" else leaf.default
+        about = f"{leaf.metadata.get('help', '')} ({shown})".strip()
         if kind is bool:
             parser.add_argument(
                 flag, dest=leaf.name, default=leaf.default, action=argparse.BooleanOptionalAction, help=about
@@ -82,6 +83,8 @@ def _verify(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from shards.parallel import available_cores
     from shards.verify import verify
 
+    if parsed.workers < 0:
+        raise BadInput(f"{parsed.workers} processes", "--workers", "give 1 or more, or 0 for one on each core")
     result = verify(parsed.set, parsed.workers or available_cores())
     if result["ok"]:
         return result, [f"{parsed.set}: {result['samples']} samples in {result['shards']} shards, every byte as packed"]

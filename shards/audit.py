@@ -1,22 +1,258 @@
-"""Independent leakage audit (interim)."""
+"""Independent check of a split: does a group, a file or a near-duplicate picture lie in two parts?
+
+It looks at the finished rows, knows nothing of how they were grouped, and does not use the hashes that large sets are searched
+by. Pictures in different parts are compared by the correlation of their low frequencies in all eight orientations
+(`shards.lowfrequency`); pairs that correlate are aligned and compared pixel by pixel (`shards.alignment`).
+
+Every pair of pictures in different parts is compared where that is affordable (some 2 * 10^4 images in seconds). Beyond, the
+set is cut several times into cells of similar pictures (random projection trees: Dasgupta and Freund, "Random projection
+trees and low dimensional manifolds", STOC 2008) and pairs within a cell are compared. Either way the audit then tries itself:
+copies of pictures of the set, cropped and turned, go through the same search, and the share that it finds is reported.
+"""
+
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.alignment import aligned_correlation
+from shards.errors import BadInput
+from shards.features import ORIENTATIONS, orient
+from shards.lowfrequency import SIDE, alike, describe, turned
+
+CORRELATION = 0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
+AFFORDABLE = 4e8  # pairs that are all compared, 5 to 10 s on two cores; more than these are searched in cells
+_SIMILAR = 0.6  # correlation of low frequencies that makes a pair worth aligning; cropped copies have 0.82 and more
+_TREES, _CELL = 8, 2048  # ways to cut a large set, and images in a cell at most
+_TRIALS = 400
+_CROP = 0.03  # share of the side that a trial copy loses at each edge, at most
+
+
 @dataclass(frozen=True)
 class Leak:
-    kind: str
+    """Two rows in different parts that must not be: they share a group, their bytes, or what they show."""
+
+    kind: Literal["group", "exact", "near"]
     a: int
     b: int
-    detail: str = ""
+    detail: str
+
+
 @dataclass(frozen=True)
-class Found:
-    leaks: list
-def audit(parts, groups, digests, thumbnails):
-    first = {}
+class Audit:
+    """What was found, and how much was looked at.
+
+    Attributes:
+        leaks: one per group and pair of parts, one per digest and pair of parts, one per pair of near-duplicates.
+        correlation: the least aligned correlation of a near-duplicate.
+        pairs: pairs of pictures in different parts.
+        compared: how many of them were compared; all, or those that met in a cell (counted again in each).
+        exhaustive: whether all were compared.
+        trials: copies that the audit made to try itself, cropped by up to 3 % a side, in all orientations.
+        found: how many of them it found.
+    """
+
+    leaks: list[Leak]
+    correlation: float
+    pairs: int
+    compared: int
+    exhaustive: bool
+    trials: int
+    found: int
+
+
+def audit(
+    parts: Sequence[str],
+    groups: Sequence[str],
+    digests: Sequence[str],
+    thumbnails: NDArray[np.uint8],
+    *,
+    correlation: float = CORRELATION,
+    affordable: float = AFFORDABLE,
+) -> Audit:
+    """Look for what crosses from one part of a split into another.
+
+    Args:
+        parts: the part of each row.
+        groups: its group (patient, slide, cluster of duplicates); "" where it stands alone.
+        digests: the digest of its bytes; rows with equal ones are the same file.
+        thumbnails: uint8 [rows, t, t], as `shards.features` makes them.
+        correlation: the aligned correlation of fine structure from which on two pictures are the same.
+        affordable: pairs up to which all are compared.
+
+    Raises:
+        BadInput: the arguments differ in length.
+    """
+    if not len(parts) == len(groups) == len(digests) == len(thumbnails):
+        raise BadInput(f"{len(parts)} parts, {len(groups)} groups, {len(digests)} digests, {len(thumbnails)} thumbnails")
+    leaks = _shared(parts, groups, "group") + _shared(parts, digests, "exact")
+    names, part = np.unique(np.asarray(parts, dtype=str), return_inverse=True)
+    sizes = np.bincount(part, minlength=len(names)).astype(object)  # Python's integers do not overflow
+    pairs = (sum(sizes) ** 2 - sum(sizes**2)) // 2
+    search = _Search(part, thumbnails, exhaustive=pairs <= affordable)
+    same = [(leak.a, leak.b) for leak in leaks if leak.kind == "exact"]
+    for a, b, value in search.near(correlation):
+        if (a, b) not in same and digests[a] != digests[b]:
+            leaks.append(Leak("near", a, b, f"aligned correlation {value:.3f}, in {parts[a]} and {parts[b]}"))
+    trials, found = search.trials(correlation)
+    return Audit(leaks, correlation, int(pairs), search.compared, search.exhaustive, trials, found)
+
+
+def summary(result: Audit, names: Sequence[str] | None = None, examples: int = 20) -> dict[str, Any]:
+    """Return what dataset.json says about the audit.
+
+    Args:
+        names: what to call the rows in the examples; None: their numbers.
+        examples: leaks that are listed, at most; all are counted.
+    """
+    every = "all pairs in different parts" if result.exhaustive else "pairs of similar pictures in different parts"
+    kinds = [leak.kind for leak in result.leaks]
+    return {
+        "method": f"shared groups; equal bytes; {every}, by low frequencies in eight orientations, then aligned pixels",
+        "threshold": result.correlation,
+        "pairs": result.pairs,
+        "pairs_compared": result.compared,
+        "exhaustive": result.exhaustive,
+        "trial_copies": result.trials,
+        "trial_copies_found": result.found,
+        "leaks": len(result.leaks),
+        "leaks_by_kind": {kind: kinds.count(kind) for kind in ("group", "exact", "near")},
+        "examples": [
+            {"kind": leak.kind, **{end: names[row] if names else row for end, row in (("a", leak.a), ("b", leak.b))}}
+            | {"detail": leak.detail}
+            for leak in result.leaks[:examples]
+        ],
+    }
+
+
+def _shared(parts: Sequence[str], values: Sequence[str], kind: Literal["group", "exact"]) -> list[Leak]:
+    """Return a leak for each value and each part after the first in which it is seen, between the first rows of both."""
+    seen: dict[str, dict[str, int]] = {}
     leaks = []
-    for i, (p, g, d) in enumerate(zip(parts, groups, digests)):
-        for kind, v in (("group", g), ("exact", d)):
-            if v and first.setdefault((kind, v), (p, i))[0] != p:
-                leaks.append(Leak(kind, first[kind, v][1], i))
-    return Found(leaks)
-def summary(found, names):
-    return {"method": "interim", "leaks": len(found.leaks)}
+    for row, (part, value) in enumerate(zip(parts, values, strict=True)):
+        if not value:
+            continue
+        first = seen.setdefault(value, {})
+        if first and part not in first:
+            home, origin = next(iter(first.items()))
+            said = f"group {value!r}" if kind == "group" else f"sha256 {value[:12]}"
+            leaks.append(Leak(kind, origin, row, f"{said}, in {home} and {part}"))
+        first.setdefault(part, row)
+    return leaks
+
+
+class _Search:
+    """Near-duplicates across parts: descriptors, the cells in which pairs are compared, and the comparison.
+
+    The pictures of the trial copies stand behind those of the set and belong to no part.
+    """
+
+    def __init__(self, part: NDArray[np.int64], thumbnails: NDArray[np.uint8], *, exhaustive: bool) -> None:
+        self.part, self.thumbnails, self.exhaustive = part, thumbnails, exhaustive
+        self.compared = 0
+        rng = np.random.RandomState(0)
+        self.tried = rng.permutation(len(part))[:_TRIALS]
+        self.copies = _cropped_copies(thumbnails[self.tried], rng)
+        self.descriptors = describe(np.concatenate([thumbnails, self.copies]), reference=len(part))
+        self.cells = [np.zeros(len(self.descriptors), np.int64)]
+        if not exhaustive:
+            self.cells = [_cells(_invariants(self.descriptors), _CELL, rng) for _ in range(_TREES)]
+
+    def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
+        """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""
+        codes = [np.zeros(0, np.int64)]
+        rows = len(self.part)
+        for cells in self.cells:
+            order = np.argsort(cells[:rows], kind="stable")
+            for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
+                codes += self._similar(members)
+        pairs, turns = np.divmod(np.unique(np.concatenate(codes)), ORIENTATIONS)
+        a, b = np.divmod(pairs, rows)
+        best: dict[tuple[int, int], float] = {}
+        for start in range(0, len(a), 4096):
+            some = slice(start, start + 4096)
+            values = self._aligned(self.thumbnails[a[some]], self.thumbnails[b[some]], turns[some])
+            for pair, value in zip(zip(a[some].tolist(), b[some].tolist(), strict=True), values.tolist(), strict=True):
+                best[pair] = max(value, best.get(pair, value))
+        for (one, other), value in best.items():
+            if value >= correlation:
+                yield min(one, other), max(one, other), value
+
+    def trials(self, correlation: float) -> tuple[int, int]:
+        """Return how many copies were made and how many of them the search finds."""
+        rows = len(self.part)
+        own, copied = self.descriptors[self.tried], self.descriptors[rows:]
+        meets = np.any([cells[rows:] == cells[self.tried] for cells in self.cells], axis=0)
+        fits = np.zeros(len(self.tried), bool)
+        for turn in range(ORIENTATIONS):
+            like = turned(own, turn)
+            chosen = np.flatnonzero(meets & ((copied * like).sum(axis=1) >= _SIMILAR * (like * like).sum(axis=1)))
+            turns = np.full(len(chosen), turn)
+            aligned = self._aligned(self.copies[chosen], self.thumbnails[self.tried[chosen]], turns)
+            fits[chosen[aligned >= correlation]] = True
+        return len(fits), int(fits.sum())
+
+    def _similar(self, members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Return codes (a * rows + b) * 8 + orientation of similar members in different parts; b turned looks like a."""
+        rows, found = len(self.part), []
+        by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
+        by_part.sort(key=len)
+        for place, few in enumerate(by_part):
+            others = np.concatenate([np.zeros(0, np.int64), *by_part[place + 1 :]])
+            self.compared += len(few) * len(others)
+            for one, other, turn, _ in alike(self.descriptors[few], self.descriptors[others], _SIMILAR):
+                found.append((others[other] * rows + few[one]) * ORIENTATIONS + turn)
+        return found
+
+    @staticmethod
+    def _aligned(
+        first: NDArray[np.uint8], second: NDArray[np.uint8], turns: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return the aligned correlation of pictures after `second` is turned."""
+        second = second.copy()
+        for turn in range(1, ORIENTATIONS):
+            second[turns == turn] = orient(second[turns == turn], turn)
+        return aligned_correlation(first, second)
+
+
+def _invariants(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return numbers of the lowest frequencies that are the same in all eight orientations, [n, 24]."""
+    size = np.abs(descriptors.reshape(-1, SIDE, SIDE)[:, :5, :5])
+    u, v = np.triu_indices(5, 1)
+    more, less = np.maximum(size[:, u, v], size[:, v, u]), np.minimum(size[:, u, v], size[:, v, u])
+    diagonal = size[:, range(1, 5), range(1, 5)]
+    return np.concatenate([more, less, diagonal], axis=1)
+
+
+def _cells(points: NDArray[np.float32], most: int, rng: np.random.RandomState) -> NDArray[np.int64]:
+    """Return the cell of each point: halved at the median of random directions until none holds more than `most`."""
+    cell = np.zeros(len(points), np.int64)
+    todo = [np.arange(len(points))]
+    count = 0
+    while todo:
+        members = todo.pop()
+        if len(members) <= most:
+            cell[members] = count
+            count += 1
+            continue
+        order = np.argsort(points[members] @ rng.standard_normal(points.shape[1]).astype(np.float32), kind="stable")
+        todo += [members[order[: len(members) // 2]], members[order[len(members) // 2 :]]]
+    return cell
+
+
+def _cropped_copies(thumbnails: NDArray[np.uint8], rng: np.random.RandomState) -> NDArray[np.uint8]:
+    """Return the thumbnails cropped at random by up to _CROP at each edge and turned into a random orientation."""
+    side = thumbnails.shape[-1]
+    copies = thumbnails.copy()
+    for copy in copies:
+        weights = []
+        for _ in range(2):
+            first, last = rng.uniform(0, _CROP, 2) * [1, -1] * side + [0, side - 1]
+            place = np.linspace(first, last, side)
+            weights.append(np.maximum(1 - np.abs(place[:, None] - np.arange(side)), 0))
+        copy[:] = orient(np.rint(weights[0] @ copy @ weights[1].T), rng.randint(ORIENTATIONS))
+    return copies

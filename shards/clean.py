@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from shards.sources import Item
 
 CHUNK = 64
 """Images that a worker examines for each task."""
+
+MAX_BYTES = 1 << 30
+"""Files larger than this are rejected unread."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def _examine_chunk(items: list[Item]) -> tuple[list[Image], np.ndarray, list[Rej
     for item in items:
         reject = partial(Reject, item)
         try:
-            data = item.path.read_bytes()
+            data = _read(item.path)
             seen = examine(data)
         except UnusableImageError as error:
             rejected.append(reject(error.reason, error.detail))
@@ -141,6 +146,16 @@ def _examine_chunk(items: list[Item]) -> tuple[list[Image], np.ndarray, list[Rej
             )
         )
     return images, features[: len(images)], rejected
+
+
+def _read(path: Path) -> bytes:
+    """Return the bytes of a plain file: a pipe would keep us waiting, a device would never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusableImageError("unreadable", "not a plain file")
+    if status.st_size > MAX_BYTES:
+        raise UnusableImageError("too large", f"{status.st_size:,} bytes, limit {MAX_BYTES:,}")
+    return path.read_bytes()
 
 
 def _exact(images: list[Image]) -> tuple[list[int], list[Reject], list[tuple[str, str]]]:

@@ -1,10 +1,8 @@
 """Exact and near duplicates: images with equal bytes, and images that show the same field turned, flipped, cropped or re-encoded.
 
-The near search never compares all pairs. It is locality-sensitive hashing by bit sampling (Indyk and Motwani, "Approximate
-nearest neighbors", STOC 1998; Gionis et al., VLDB 1999): the 128-bit hashes of all images, in all eight orientations, are
-sorted by several random choices of their low-frequency bits; images that meet under one key and differ in few enough of all
-bits are candidates; each candidate is then confirmed on its pixels (`shards.alignment`). Everything is integer arithmetic or
-exact, so the pairs depend on the features alone, not on the machine or the number of threads.
+Up to some 10^4 images all pairs are compared by their low frequencies (`shards.lowfrequency`), which also finds fields that
+were photographed twice; beyond, candidates come from sorted hashes (`shards.nearhash`), never from all pairs. Either way a
+pair is confirmed on its pixels, aligned (`shards.alignment`).
 """
 
 from __future__ import annotations
@@ -18,7 +16,9 @@ from numpy.typing import NDArray
 
 from shards.alignment import aligned_correlation
 from shards.errors import BadInput
-from shards.features import ORIENTATIONS, inverse, orient, orient_hashes
+from shards.features import ORIENTATIONS, inverse, orient
+from shards.lowfrequency import alike, describe
+from shards.nearhash import candidates
 
 PAIR_DTYPE = np.dtype(
     [
@@ -29,15 +29,11 @@ PAIR_DTYPE = np.dtype(
     ]
 )
 
-BANDS = 48  # choices of bits; a copy that is missed by one is found by another
-_KEY_POOL = 40  # pairs of frequencies, from the lowest on, that keys are chosen from: the bits that survive cropping best
-_CANDIDATES = 4e8  # looked at in all bands if bits were random: what the length of the keys is chosen for
-_NEIGHBOURS = 32  # images on either side that an image meets under one key, at most: heavy keys cost no more than others
-_PER_IMAGE = 64  # candidates confirmed per image on average, at most; where there are more the closest hashes are taken
-_MOST = 1 << 23  # candidates confirmed in all, at most
-_SLICE = 1 << 16  # sorted hashes looked at together: they fit the processor's cache
-_BLOCK = 1 << 20  # candidates compared at a time
-_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd multipliers that spread bits upwards
+ALL_PAIRS = 16_384  # images up to which all pairs are compared: a few seconds on two cores
+_SIMILAR = 0.5  # correlation of low frequencies that makes a pair worth aligning; fields shifted by 6 % have 0.6 and more
+_ROOM = 1 << 16  # similar pairs that are all aligned; of more than these
+_PER_IMAGE = 16  # the most similar ones of each image
+_STRIP = 1024  # images compared with themselves and all later ones at a time
 
 
 def exact_groups(digests: Sequence[str]) -> list[list[int]]:
@@ -52,9 +48,8 @@ def near_pairs(
     features: NDArray[np.void],
     *,
     correlation: float | None = None,
-    distance: int | None = None,
-    bands: int = BANDS,
     min_contrast: float = 1.0,
+    all_pairs: int = ALL_PAIRS,
     workers: int = 2,
 ) -> NDArray[np.void]:
     """Find pairs of images that show the same field, in any of the eight orientations of the square.
@@ -62,48 +57,33 @@ def near_pairs(
     Args:
         features: records of `shards.features.FEATURES_DTYPE`, one per image.
         correlation: the aligned correlation of fine structure that confirms a pair; None: what `default_correlation` says.
-        distance: bits out of 128 in which the hashes of a candidate may differ; None: what `default_distance` says.
-        bands: choices of bits that candidates are looked for under; more find more and take longer.
         min_contrast: images whose channels all have a smaller standard deviation (of 255) are never paired: they show nothing.
+        all_pairs: images up to which all pairs are compared; more are searched by their hashes.
         workers: threads. The result does not depend on it.
 
     Returns:
-        Records of PAIR_DTYPE, one per pair of images, sorted by (a, b). A key that very many images share is searched among
-        neighbours only, so of m copies of one picture not all m (m - 1) / 2 pairs are listed, but all copies are connected.
+        Records of PAIR_DTYPE, one per pair of images, sorted by (a, b). Where a picture has very many copies not all of
+        their pairs need be listed, but all copies are connected.
     """
     busy = np.flatnonzero(features["std"].max(axis=1) >= min_contrast) if len(features) else np.zeros(0, np.int64)
-    if len(busy) < 2:
-        return np.zeros(0, PAIR_DTYPE)
-    allowed = default_distance(len(busy)) if distance is None else distance
-    least = default_correlation(len(busy)) if correlation is None else correlation
-    words = features["hash"][busy]
-    turned = np.stack([orient_hashes(words, orientation) for orientation in range(ORIENTATIONS)])
+    few = len(busy) <= all_pairs
+    codes = _similar(features["thumbnail"][busy]) if few else candidates(features["hash"][busy], workers=workers)
+    turns = codes % ORIENTATIONS
+    a, b = (busy[place] for place in _ends(codes, len(busy)))
+    blocks = [slice(start, start + 4096) for start in range(0, len(codes), 4096)]
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(lambda mask: _candidates(turned, mask, allowed), _masks(len(busy), bands)))
-        codes = _tighten(turned, np.unique(np.concatenate(found)))
-        pairs, turns = np.divmod(codes, ORIENTATIONS)
-        a, b = (busy[place] for place in np.divmod(pairs, len(busy)))
-        blocks = [slice(start, start + 4096) for start in range(0, len(codes), 4096)]
         sure = list(pool.map(lambda block: _confirm(features["thumbnail"], a[block], b[block], turns[block]), blocks))
+    least = default_correlation(len(busy)) if correlation is None else correlation
     return _best(a, b, turns, np.concatenate([*sure, np.zeros(0)]), least)
 
 
 def default_correlation(images: int) -> float:
-    """Return the least correlation of a pair: 0.80 for up to 8,192 images, 0.012 more for each doubling, 0.884 at 10^6.
+    """Return the least correlation of a pair: 0.80 for up to 8,191 images, 0.012 more for each doubling, 0.884 at 10^6.
 
     The more pairs there are, the better the best of the chance resemblances is. Of 10^7 pairs of different fields of public
     sets none reaches 0.7; copies cropped by up to 3 % a side and re-encoded stay above 0.85, nearly all above 0.9.
     """
     return min(0.9, 0.8 + 0.012 * max(0, max(images, 1).bit_length() - 13))
-
-
-def default_distance(images: int) -> int:
-    """Return the bits out of 128 that may differ: 44 for up to 8,192 images, 2 fewer for each doubling, 30 at 10^6.
-
-    Copies cropped by up to 3 % a side and re-encoded differ in 14 bits in the median and 28 at most; of the best of eight
-    orientations of two unrelated smears one in 10^3 has up to 42, one in 10^5 up to 35.
-    """
-    return max(24, min(44, 30 + 2 * (20 - max(images, 1).bit_length())))
 
 
 def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
@@ -132,99 +112,34 @@ def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
     return np.array([root(image) for image in range(images)], np.int64)
 
 
-def _masks(images: int, bands: int) -> list[NDArray[np.uint64]]:
-    """Return the bits of the two hash words that make up each band's key, uint64 [2] each."""
-    wanted = bands * ORIENTATIONS * images**2 / _CANDIDATES
-    length = int(np.clip(np.ceil(np.log2(wanted)), 8, 32))
-    draw = np.random.RandomState(0)  # the generator whose stream numpy promises never to change
-    masks = []
-    for _ in range(bands):
-        bits = draw.permutation(2 * _KEY_POOL)[:length]
-        words = [np.uint64(sum(1 << int(bit) for bit in bits[bits % 2 == word] // 2)) for word in (0, 1)]
-        masks.append(np.array(words, np.uint64))
-    return masks
+def _similar(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return codes (a * images + b) * 8 + orientation, a < b, of the pairs with similar low frequencies."""
+    images, descriptors = len(thumbnails), describe(thumbnails)
+    found, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+    for start in range(0, images, _STRIP):
+        for one, other, turn, similar in alike(descriptors[start : start + _STRIP], descriptors[start:], _SIMILAR):
+            new = one < other
+            # The first image turned looks like the second: turned back, the second looks like the first.
+            back = int(inverse(np.array(turn)))
+            found.append(((one[new] + start) * images + other[new] + start) * ORIENTATIONS + back)
+            values.append(similar[new])
+    codes, similar = np.concatenate(found), np.concatenate(values)
+    return np.sort(codes if len(codes) <= _ROOM else codes[_closest(*_ends(codes, images), similar)])
 
 
-def _candidates(turned: NDArray[np.uint64], mask: NDArray[np.uint64], allowed: int) -> NDArray[np.int64]:
-    """Return sorted codes ((a * images + b) * 8 + orientation) of the candidates that meet under one band's key.
-
-    Args:
-        turned: hashes of all images in all orientations, uint64 [8, images, 2].
-        mask: the bits of the key, uint64 [2].
-        allowed: bits in which a candidate may differ.
-    """
-    images = turned.shape[1]
-    place_bits = np.uint64((images * ORIENTATIONS - 1).bit_length())
-    entries = np.empty((ORIENTATIONS, images), np.uint64)
-    for turn, words in enumerate(turned):
-        keys = (words[:, 0] & mask[0]) * _MIX[0] + (words[:, 1] & mask[1]) * _MIX[1]
-        entries[turn] = keys >> place_bits << place_bits
-        entries[turn] |= np.arange(turn, images * ORIENTATIONS, ORIENTATIONS, dtype=np.uint64)
-    entries = entries.ravel()
-    entries.sort()
-    first_of_key = entries[::_SLICE] >> place_bits << place_bits
-    cuts = np.unique(np.append(np.searchsorted(entries, first_of_key), len(entries)))
-    codes = [
-        _meetings(turned, entries[first:last], place_bits, allowed)
-        for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
-    ]
-    return _tighten(turned, np.unique(np.concatenate(codes)))
+def _closest(a: NDArray[np.int64], b: NDArray[np.int64], similar: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the pairs that are among the _PER_IMAGE most similar ones of either image; of equal ones, the nearest rows."""
+    image, other, pair = np.append(a, b), np.append(b, a), np.tile(np.arange(len(a)), 2)
+    order = np.lexsort((np.abs(image - other), -similar[pair], image))
+    starts = np.flatnonzero(np.diff(image[order], prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.unique(pair[order[rank < _PER_IMAGE]])
 
 
-def _meetings(
-    turned: NDArray[np.uint64], entries: NDArray[np.uint64], place_bits: np.uint64, allowed: int
-) -> NDArray[np.int64]:
-    """Return the codes of the close ones among sorted entries (key, image, orientation) of which every key is whole."""
-    places = (entries & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
-    image, turn = places >> 3, places & 7
-    words = orient_hashes(turned[0].take(image, axis=0), turn)  # copied in order of the keys: neighbours to compare are neighbours in memory
-    upright = turn == 0  # the image as it is: partners[0], partners[1], ...
-    partners, partner_words = image[upright], words[upright]
-    met = np.append(0, np.cumsum(upright))  # partners before each entry
-    starts = np.flatnonzero(np.diff(entries >> place_bits, prepend=~entries[0] >> place_bits))
-    ends = np.append(starts[1:], len(entries))
-    run = np.repeat(np.arange(len(starts)), ends - starts)
-    low = np.maximum(met[:-1] - _NEIGHBOURS, met[starts][run])
-    counts = np.minimum(met[:-1] + _NEIGHBOURS, met[ends][run]) - low
-    codes = []
-    for part in _parts(counts):
-        entry = np.repeat(np.arange(part.start, part.stop), counts[part])
-        partner = np.arange(len(entry)) + np.repeat(low[part] - np.cumsum(counts[part]) + counts[part], counts[part])
-        differing = np.bitwise_count(words[entry, 0] ^ partner_words[partner, 0])
-        differing += np.bitwise_count(words[entry, 1] ^ partner_words[partner, 1])
-        kept = np.flatnonzero(differing <= allowed)
-        codes.append(_codes(image[entry[kept]], turn[entry[kept]], partners[partner[kept]], turned.shape[1]))
-    return np.concatenate([*codes, np.zeros(0, np.int64)])
-
-
-def _parts(counts: NDArray[np.int64]) -> list[slice]:
-    """Return slices of `counts` whose sums are at most about _BLOCK each."""
-    total = np.cumsum(counts)
-    edges = np.searchsorted(total, np.arange(_BLOCK, int(total[-1]), _BLOCK)) + 1
-    bounds = [0, *edges.tolist(), len(counts)]
-    return [slice(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True) if first < last]
-
-
-def _codes(
-    image: NDArray[np.int64], turn: NDArray[np.int64], other: NDArray[np.int64], images: int
-) -> NDArray[np.int64]:
-    """Return (a * images + b) * 8 + orientation, a < b, of images whose orientation `turn` looks like the other image."""
-    turn = np.where(other < image, turn, inverse(turn))
-    codes = (np.minimum(image, other) * images + np.maximum(image, other)) * ORIENTATIONS + turn
-    return np.asarray(codes[image != other])
-
-
-def _tighten(turned: NDArray[np.uint64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the codes, those of the most distant hashes left out if they are more than can be confirmed in good time."""
-    images = turned.shape[1]
-    room = max(1 << 16, min(_PER_IMAGE * images, _MOST))
-    if len(codes) <= room:
-        return codes
-    pairs, turns = np.divmod(codes, ORIENTATIONS)
-    a, b = np.divmod(pairs, images)
-    distance = np.bitwise_count(turned[0, a] ^ turned[turns, b]).sum(axis=1, dtype=np.uint8)
-    within = np.cumsum(np.bincount(distance))
-    return codes[distance <= max(0, int(np.searchsorted(within, room, side="right")) - 1)]
+def _ends(codes: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return a and b of codes (a * images + b) * 8 + orientation."""
+    a, b = np.divmod(codes // ORIENTATIONS, max(images, 1))
+    return a, b
 
 
 def _confirm(

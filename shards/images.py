@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -17,8 +18,16 @@ EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "TIFF": "tif", "WEBP": 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif"})
 """File names that are taken for images, without regard to case."""
 
+LEFT_OUT = {"TIFF": ("LA", "PA", "I", "F", "LAB"), "JPEG2000": ("LA",)}
+"""Modes of these formats that DALI does not decode, or not to the same pixels."""
+
 MAX_PIXELS = 100_000_000
 """Images with more pixels than this are rejected unread (decompression bombs)."""
+
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column and row, and distance of columns and rows, of the passes of an interlaced PNG."""
+
+_BITS_PER_SAMPLE = 258
 
 
 class UnusableImageError(ValueError):
@@ -71,20 +80,77 @@ def decode(data: bytes) -> tuple[np.ndarray, str, str]:
                 kind = "JPEG"
             if image.width * image.height > MAX_PIXELS:
                 raise UnusableImageError("too large", f"{image.width}x{image.height} pixels, limit {MAX_PIXELS:,}")
-            if kind not in EXTENSIONS:
-                raise UnusableImageError("format", f"{kind} is not decoded by the readers")
+            _check_kind(image, kind)
+            _check_structure(data, kind)
             image.load()
             return to_rgb(image), mode, kind
     except UnusableImageError:
         raise
     except UnidentifiedImageError:
         raise UnusableImageError("not an image", f"{len(data)} bytes that no decoder recognises") from None
+    except Image.DecompressionBombError:
+        raise UnusableImageError("too large", f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # decoders raise many kinds of error on damaged data; each means the same here
         raise UnusableImageError("undecodable", f"{type(error).__name__}: {error}".replace("\n", " ")) from error
 
 
+def _check_kind(image: Image.Image, kind: str) -> None:
+    if kind not in EXTENSIONS:
+        raise UnusableImageError("format", f"{kind} is not decoded by the readers")
+    if image.mode in LEFT_OUT.get(kind, ()):
+        raise UnusableImageError("format", f"{kind} of mode {image.mode} is not decoded alike by the readers")
+    if kind == "TIFF" and _BITS_PER_SAMPLE not in image.tag_v2:  # type: ignore[attr-defined]  # TIFF images have it
+        raise UnusableImageError("format", "TIFF without the field BitsPerSample is not decoded by the readers")
+
+
+def _check_structure(data: bytes, kind: str) -> None:
+    """Check what PIL forgives and DALI does not: damaged chunks or too few pixels in a PNG, junk between JPEG segments."""
+    if kind == "PNG":
+        _check_png(data)
+    elif kind == "JPEG":
+        position, marker = 2, 0
+        while marker != 0xDA:  # the pixels follow
+            if data[position : position + 1] != b"\xff":
+                raise UnusableImageError("undecodable", f"the JPEG has no segment at byte {position:,}")
+            while data[position : position + 1] == b"\xff":  # any number may fill the gap
+                position += 1
+            marker = int.from_bytes(data[position : position + 1])
+            position += 1 + int.from_bytes(data[position + 1 : position + 3])
+
+
+def _check_png(data: bytes) -> None:
+    position, name = 8, b""
+    inflate, pixels, needed = zlib.decompressobj(), 0, _png_bytes(data)
+    while name != b"IEND":
+        size, name = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
+        end = position + 12 + size
+        if end > len(data):
+            raise UnusableImageError("undecodable", f"the PNG is cut short at byte {len(data):,}")
+        # Chunks with a small first letter may be skipped, whatever is in them.
+        if name[:1].isupper() and zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            raise UnusableImageError("undecodable", f"the PNG's chunk at byte {position:,} is damaged")
+        part = data[position + 8 : end - 4] if name == b"IDAT" else b""
+        while part and pixels < needed:
+            pixels += len(inflate.decompress(part, 1 << 20))
+            part = inflate.unconsumed_tail
+        position = end
+    if pixels < needed:
+        raise UnusableImageError("undecodable", f"the PNG holds {pixels:,} of {needed:,} bytes of pixels")
+
+
+def _png_bytes(data: bytes) -> int:
+    """Return how many bytes of filtered rows the header of a PNG announces (PNG specification, section 9)."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes]
+    return sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+
+
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Return uint8 RGB pixels [height, width, 3] of a loaded PIL image, EXIF orientation applied."""
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)  # PIL would take an orientation from there; no reader does
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it at 255
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)

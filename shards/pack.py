@@ -17,7 +17,7 @@ from shards.atomic import new_folder
 from shards.audit import audit, summary
 from shards.clean import Cleaned, clean
 from shards.console import progress, say, warn
-from shards.errors import BadInput, EnvironmentFault
+from shards.errors import BadInput, EnvironmentFault, Fault
 from shards.format import (
     REJECTED_COLUMNS,
     DatasetInfo,
@@ -28,11 +28,12 @@ from shards.format import (
 )
 from shards.parallel import available_cores, map_ordered
 from shards.report import write_set_report
-from shards.sources import list_folder, list_table
+from shards.sources import as_text, list_folder, list_table
 from shards.split import Split, order_key, parse_fractions, split
 from shards.write import Sample, plan_shards, sample_table, write_shard
 
-KEY_LENGTH = 80
+KEY_LENGTH = 76
+"""Longest name taken from a path; with 17 more for a hash and the extension it fits the 100 characters of a tar."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
         BadInput: nothing usable below `source`, `target` exists, a class is too small, or the split leaks.
         EnvironmentFault: the disk is full or fails.
     """
-    if target.exists():
-        raise BadInput("the set exists already", target, "choose another name or remove it first")
+    _check_target(target)
+    if options.workers < 0:
+        raise BadInput(f"{options.workers} processes", "--workers", "give 1 or more, or 0 for one on each core")
     fractions = _fractions(options)
     workers = options.workers or available_cores()
     listing = (
@@ -80,11 +82,29 @@ def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
     _check_classes_left(classes, cleaned, source)
     samples, division = _place(cleaned, classes, fractions, options.seed)
     audited = _audit(samples, cleaned, options.allow_leaks)
+    if len(samples) + len(cleaned.rejected) != len(listing.items):
+        raise Fault(f"{len(listing.items)} images in, {len(samples)} to pack, {len(cleaned.rejected)} rejected", source)
     _check_space(target, sum(sample.image.size for sample in samples))
     with new_folder(target) as folder:
         info = _write(folder, samples, classes, division, audited, cleaned, options, workers, source)
         write_set_report(folder)
     return _result(info, target)
+
+
+def _check_target(target: Path) -> None:
+    """Check, before hours of work, that the set can be written where it shall lie."""
+    if os.path.lexists(target):
+        raise BadInput("the set exists already", target, "choose another name or remove it first")
+    parent = _existing_parent(target)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput("no set can be written here", parent, "choose a folder that you may write to")
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute().parent
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
 
 
 def _fractions(options: PackOptions) -> dict[str, float]:
@@ -128,7 +148,7 @@ def make_keys(sources: list[str]) -> list[str]:
     keys = []
     for source, slug in zip(sources, slugs, strict=True):
         if not slug or len(slug) > KEY_LENGTH or seen[slug] > 1:
-            slug = f"{slug[:KEY_LENGTH]}_{order_key(0, source).hex()[:12]}".lstrip("_")
+            slug = f"{slug[:KEY_LENGTH]}_{order_key(0, source).hex()[:16]}".lstrip("_")
         keys.append(slug)
     return keys
 
@@ -159,9 +179,7 @@ def _audit(samples: list[Sample], cleaned: Cleaned, allow_leaks: bool) -> dict[s
 
 
 def _check_space(target: Path, size: int) -> None:
-    parent = target.parent
-    while not parent.exists():
-        parent = parent.parent
+    parent = _existing_parent(target)
     free = shutil.disk_usage(parent).free
     if free < size:
         raise EnvironmentFault(
@@ -194,7 +212,7 @@ def _write(
     for sample in samples:
         counts[sample.part][classes[sample.label]] += 1
     stored = {name: value for name, value in asdict(options).items() if name != "workers"}
-    stored["table"] = Path(options.table).name
+    stored["table"] = as_text(Path(Path(options.table).name)) if options.table else ""
     info = DatasetInfo(
         classes=classes,
         shards=shards,
@@ -207,7 +225,7 @@ def _write(
             "deviation": round(division.deviation, 6),
         },
         audit=audited,
-        options={"source": source.resolve().name, **stored},
+        options={"source": as_text(Path(source.resolve().name)), **stored},
         images_in=len(samples) + len(cleaned.rejected),
         rejected=len(cleaned.rejected),
         fingerprint=fingerprint(classes, [(s.part, s.label, s.image.sha256) for s in samples]),
@@ -237,8 +255,7 @@ def _write_rejected(path: Path, cleaned: Cleaned) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(REJECTED_COLUMNS)
         for reject in cleaned.rejected:
-            source = os.fsencode(reject.item.source).decode("utf-8", "backslashreplace")
-            writer.writerow([source, reject.item.label, reject.reason, reject.detail])
+            writer.writerow([reject.item.source, reject.item.label, reject.reason, reject.detail])
 
 
 def _result(info: DatasetInfo, target: Path) -> dict[str, Any]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
+
+import numpy as np  # noqa: F401  its threads can be limited only where it is loaded
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from shards.errors import EnvironmentFault
 
@@ -29,20 +35,36 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
+def _begin_worker() -> None:
+    """Keep a worker to one core, and let it end with its parent: it waits on a pipe that a kill would leave open."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears an interrupt too, and says so once
+    threadpool_limits(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Yield function(item) for each item, in order, computed by `workers` processes (in this one if there is one).
 
-    At most four results a worker wait to be taken, so memory does not grow with the number of items.
+    Each process computes on one core: threads of the numeric libraries would only wait for each other. At most four
+    results a worker wait to be taken, so memory does not grow with the number of items.
 
     Raises:
         EnvironmentFault: a worker process was killed (out of memory, most often).
     """
     if workers <= 1:
-        yield from map(function, items)
+        with threadpool_limits(1):
+            yield from map(function, items)
         return
     # Not fork: this process may hold threads (the progress bar, pyarrow) whose locks a forked child would inherit.
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:

@@ -22,7 +22,10 @@ PATH_COLUMNS = ("path", "file", "filename", "image")
 
 @dataclass(frozen=True)
 class Item:
-    """One image file: where it is, its name below the packed folder, its class name and its group ("" if unknown)."""
+    """One image file: where it is, its name below the packed folder, its class name and its group ("" if unknown).
+
+    Names are text: bytes of a file name that are not UTF-8 are written as \\xNN in `source`; `path` keeps them.
+    """
 
     path: Path
     source: str
@@ -123,10 +126,22 @@ def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tup
         return
     for entry in entries:
         path = folder / entry.name
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(path, root, above | {identity})
         else:
-            yield path, path.relative_to(root).as_posix()
+            yield path, as_text(path.relative_to(root))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: reading it as a file will say so
+        return False
+
+
+def as_text(path: Path) -> str:
+    """Return a path with / between its parts as text that can be encoded: bytes that are not UTF-8 become \\xNN."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:
@@ -155,7 +170,11 @@ def _read_table(table: Path) -> pa.Table:
             return pyarrow.parquet.read_table(table)
         delimiter = "\t" if table.suffix in (".tsv", ".tab") else ","
         parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        return pyarrow.csv.read_csv(table, parse_options=parse)
+        with pyarrow.csv.open_csv(table, parse_options=parse) as reader:
+            names = reader.schema.names
+        # Everything is text: patient 007 is not patient 7, and a class may be called 1e3 or 2020-01-01.
+        convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+        return pyarrow.csv.read_csv(table, parse_options=parse, convert_options=convert)
     except (OSError, pa.ArrowException) as error:
         raise BadInput(f"the table cannot be read: {error}", table, "give a CSV, TSV or parquet file") from error
 

@@ -35,7 +35,7 @@ def parse_fractions(text: str) -> dict[str, float]:
         numbers = [float(number) for number in text.split("/")]
     except ValueError:
         numbers = []
-    if len(numbers) != 3 or min(numbers) < 0 or abs(sum(numbers) - 100) > 1e-6:
+    if len(numbers) != 3 or min(numbers) < 0 or not abs(sum(numbers) - 100) < 1e-6:
         raise BadInput(f"not a split: {text!r}", "--split", "give three shares that add up to 100, such as 80/10/10")
     return {part: n / 100 for part, n in zip(("train", "val", "test"), numbers, strict=True) if n > 0}
 

@@ -82,7 +82,12 @@ class Source:
         window = named.pop("window", None)
         if window is None:
             window = centre_window(height, width).astype(np.float32)
-        return [np.ascontiguousarray(window[:, :2]), np.ascontiguousarray(window[:, 2:]), *named.values()]
+        start, end = window[:, :2].copy(), window[:, 2:].copy()
+        flip = folded_flip(self.view.policy)
+        if flip is not None:
+            mirror = np.stack([named.pop(f"{flip}.vertical"), named.pop(f"{flip}.horizontal")], axis=1).astype(bool)
+            start[mirror], end[mirror] = end[mirror], start[mirror]
+        return [start, end, *named.values()]
 
 
 def _named(policy: Policy, drawn: list[Arguments]) -> dict[str, np.ndarray]:
@@ -94,11 +99,22 @@ def _named(policy: Policy, drawn: list[Arguments]) -> dict[str, np.ndarray]:
     return named
 
 
+def folded_flip(policy: Policy) -> int | None:
+    """Return the place of a flip that the resize does for nothing: one right behind the crop, or before anything else.
+
+    The resize mirrors a window whose end lies before its start.
+    """
+    for place, operation in enumerate(policy.operations):
+        if not isinstance(operation, Crop):
+            return place if isinstance(operation, Flip) else None
+    return None
+
+
 def argument_names(policy: Policy) -> list[str]:
     """Return the names of the arguments that follow the window, in the order in which Source hands them over."""
-    one = np.ones(1, dtype=np.int64)
+    one, flip = np.ones(1, dtype=np.int64), folded_flip(policy)
     drawn = draw(policy, Draws(0, 0, one, one), one, one)
-    return [name for name in _named(policy, drawn) if name != "window"]
+    return [name for name in _named(policy, drawn) if name != "window" and name.split(".")[0] != str(flip)]
 
 
 def build(source: Source, batch: int, threads: int, device_id: int | None) -> Any:
@@ -110,7 +126,7 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
     from nvidia.dali import fn, pipeline_def, types
 
     view = source.view
-    names = argument_names(view.policy)
+    names, flip = argument_names(view.policy), folded_flip(view.policy)
     device = "cpu" if device_id is None else "gpu"
 
     @pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0)
@@ -123,10 +139,9 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
             images, size=[view.size, view.size], roi_start=start, roi_end=end, roi_relative=True, antialias=True
         )
         for place, operation in enumerate(view.policy.operations):
-            render = RENDER[type(operation)]
-            images = render(
-                images, operation, {k.split(".", 1)[1]: v for k, v in arguments.items() if k.startswith(f"{place}.")}
-            )
+            if place != flip:
+                own = {name.split(".", 1)[1]: v for name, v in arguments.items() if name.startswith(f"{place}.")}
+                images = RENDER[type(operation)](images, operation, own)
         images = fn.crop_mirror_normalize(
             images,
             device=device,

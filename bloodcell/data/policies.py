@@ -131,7 +131,7 @@ class Policy:
 POLICIES: dict[str, Policy] = {
     "none": Policy("none", ()),
     "light": Policy("light", (Crop(), Flip(), Brightness())),
-    "rotate": Policy("rotate", (Crop(), Rotate(), Flip(), Brightness())),
+    "rotate": Policy("rotate", (Crop(), Flip(), Rotate(), Brightness())),
 }
 
 

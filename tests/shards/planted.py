@@ -48,7 +48,9 @@ def _fields(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
     """Return discs [count, discs, 5]: x, y, radius across, radius down (all in sides of the field), darkness."""
     cell = np.concatenate([rng.normal(0.5, 0.02, (count, 1, 2)), rng.normal(0.24, 0.015, (count, 1, 2))], axis=2)
     cell = np.concatenate([cell, rng.uniform(0.5, 0.7, (count, 1, 1))], axis=2)
-    nucleus = cell * [1, 1, 0.7, 0.7, 1.2] + np.append(rng.normal(0, 0.02, (count, 1, 2)), np.zeros((count, 1, 3)), axis=2)
+    nucleus = cell * [1, 1, 0.7, 0.7, 1.2] + np.append(
+        rng.normal(0, 0.02, (count, 1, 2)), np.zeros((count, 1, 3)), axis=2
+    )
     places = nucleus[:, :, :2] + rng.normal(0, 0.09, (count, _CHROMATIN, 2))
     grains = [places, rng.uniform(0.03, 0.07, (count, _CHROMATIN, 2)), rng.uniform(-0.5, 0.5, (count, _CHROMATIN, 1))]
     angle, away = rng.uniform(0, 2 * np.pi, (count, _RED, 1)), rng.uniform(0.34, 0.66, (count, _RED, 1))

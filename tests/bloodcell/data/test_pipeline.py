@@ -15,7 +15,7 @@ from bloodcell.data.draws import Draws
 from bloodcell.data.loader import Batch, Loader, evaluation_requests, training_requests
 from bloodcell.data.order import BatchOrder, EvaluationOrder, NaturalPlan
 from bloodcell.data.pipeline import Request, View
-from bloodcell.data.policies import POLICIES, Colour, Crop, Policy, find_policy
+from bloodcell.data.policies import POLICIES, Colour, Crop, Flip, Policy, find_policy
 from bloodcell.data.shardset import Reader, ShardSet
 from shards.errors import BadInput, EnvironmentFault
 from shards.images import decode
@@ -72,7 +72,7 @@ def test_every_format_gives_the_pixels_of_pil(odd_set: Path) -> None:
 
 
 def test_resizing_is_that_of_pil(small_set: Path) -> None:
-    """Tolerance to PIL's antialiased bilinear resize when shrinking to half: 2 of 255, 0.5 on average."""
+    """Tolerance to PIL's antialiased bilinear resize when shrinking to half: 4 of 255, 0.5 on average."""
     from PIL import Image
 
     shards = ShardSet.open(small_set)
@@ -86,7 +86,7 @@ def test_resizing_is_that_of_pil(small_set: Path) -> None:
         pixels = Image.fromarray(decode(reader.read(int(sample)).tobytes())[0])
         expected = np.asarray(pixels.resize((24, 24), Image.Resampling.BILINEAR), dtype=float)
         difference = np.abs(image.permute(1, 2, 0).numpy() * 255 - expected)
-        assert difference.max() <= 2.01
+        assert difference.max() <= 4.01
         assert difference.mean() <= 0.5
 
 
@@ -206,6 +206,15 @@ def test_neutral_arguments_change_nothing(small_set: Path) -> None:
     plain = by_sample(train_batches(shards, replace(VIEW, policy=POLICIES["none"])))
     for place, image in by_sample(train_batches(shards, replace(VIEW, policy=still))).items():
         assert (image - plain[place]).abs().max() <= 1.01 / 255 / 0.25
+
+
+def test_a_flip_inside_the_resize_is_a_flip(small_set: Path) -> None:
+    """Tolerance: 1 of 255, the rounding of the resize read backwards."""
+    shards = ShardSet.open(small_set)
+    flip, still = Flip(0.5, 0.5), Colour(0.0, 0.0)
+    folded = by_sample(train_batches(shards, replace(VIEW, policy=Policy("folded", (Crop(), flip, still)))))
+    explicit = by_sample(train_batches(shards, replace(VIEW, policy=Policy("explicit", (Crop(), still, flip)))))
+    assert max(float((folded[place] - explicit[place]).abs().max()) for place in folded) <= 1.01 / 255 / 0.25
 
 
 def test_policy_files(tmp_path: Path) -> None:

@@ -184,6 +184,24 @@ def test_a_longer_run_goes_on(undisturbed: Path, small_set: Path, small_net: str
     assert "the schedule is stretched" in " ".join(done.err.split())
 
 
+def test_early_stopping_under_bf16_with_sgd_and_clipping(small_set: Path, tmp_path: Path) -> None:
+    """A learning rate of almost nothing: the second validation is no better than the first, so the run ends there."""
+    run = tmp_path / "run"
+    still = ("--optim.lr", 1e-12, "--optim.name", "sgd", "--optim.clip", 1.0, "--train.patience", 1)
+    arguments = ("train", "cnn5", "--data", small_set, "--run", run, *FAST, *still)
+    frozen = ("--engine.precision", "bf16", "--train.monitor", "val/accuracy", "--tracking.tensorboard", "true")
+    done = bloodcell(*arguments, *frozen)
+    assert done.code == 0, done.err
+    assert "stopped early" in done.err
+    said = status(run)
+    assert said["step"] == said["steps"] // 3 * 2
+    assert list((run / "tensorboard").iterdir())
+    before = (run / "metrics.jsonl").read_bytes()
+    assert bloodcell(*arguments, *frozen).code == 0
+    assert status(run)["step"] == said["step"]
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
 def test_another_config_is_refused_with_the_difference(undisturbed: Path, small_set: Path) -> None:
     done = bloodcell("train", "cnn5", "--data", small_set, "--run", undisturbed, "--data.size", 64)
     assert done.code == 2

@@ -1,0 +1,83 @@
+"""Which pictures are alike at all: the lowest cosine frequencies of thumbnails, each in units of its spread over the set.
+
+Fields of cells share most of what they show: something dark in the middle, pale ground. Dividing each frequency by its spread
+over the set gives the rest its weight. A picture that is turned or flipped has the same numbers in another order and with
+other signs, so one product of matrices for each of the eight orientations compares all with all.
+
+Descriptors are whole numbers of limited length: products of them are exact in float32, on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.features import ORIENTATIONS
+
+SIDE = 8  # frequencies along each axis, in half cycles
+_LENGTH = 1024  # of a descriptor
+_BLOCK = 256  # descriptors compared with all others at a time
+
+
+def describe(thumbnails: NDArray[np.uint8], reference: int | None = None) -> NDArray[np.float32]:
+    """Return descriptors float32 [n, SIDE * SIDE] of thumbnails uint8 [n, t, t].
+
+    Mean and spread are those of the first `reference` thumbnails (None: of all) in all eight orientations: frequencies that
+    are odd along an axis have mean 0, and (u, v) shares its numbers with (v, u). A flat picture has a descriptor of zeros.
+    """
+    side = thumbnails.shape[-1]
+    angle = np.pi / (2 * side) * (2 * np.arange(side) + 1) * np.arange(SIDE)[:, None]
+    waves = np.rint(64 * np.cos(angle))
+    parts = [waves @ thumbnails[i : i + 4096].astype(np.float64) @ waves.T for i in range(0, len(thumbnails), 4096)]
+    values = np.concatenate([np.zeros((0, SIDE, SIDE)), *parts])
+    mean, spread = _of_the_set(values[:reference])
+    known = spread > 64 * 64  # a flat set says nothing
+    white = np.where(known, (values - mean) / np.where(known, spread, 1), 0).reshape(len(values), -1)
+    length = np.sqrt((white**2).sum(axis=1, keepdims=True))
+    return np.rint(_LENGTH * white / np.maximum(length, 1e-6)).astype(np.float32)
+
+
+def _of_the_set(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and spread [SIDE, SIDE] of frequencies [n, SIDE, SIDE] over all orientations."""
+    if not len(values):
+        return np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
+    even = np.arange(SIDE) % 2 == 0
+    mean = values.mean(axis=0)
+    mean = np.where(np.outer(even, even), (mean + mean.T) / 2, 0)
+    square = ((values - mean) ** 2).mean(axis=0)
+    spread = np.sqrt((square + square.T) / 2)
+    spread[0, 0] = 0  # brightness says nothing about what is shown
+    return mean, spread
+
+
+def turned(descriptors: NDArray[np.float32], orientation: int) -> NDArray[np.float32]:
+    """Return the descriptors of the same pictures in another orientation (`shards.features.orient`)."""
+    grid = descriptors.reshape(-1, SIDE, SIDE)
+    if orientation & 4:
+        grid = grid.swapaxes(1, 2)
+    sign = np.where(np.arange(SIDE) % 2, -1, 1).astype(np.float32)
+    grid = grid * sign[:, None] if orientation & 2 else grid
+    grid = grid * sign if orientation & 1 else grid
+    return np.ascontiguousarray(grid.reshape(len(descriptors), -1))
+
+
+def alike(
+    first: NDArray[np.float32], second: NDArray[np.float32], least: float
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], int, NDArray[np.float32]]]:
+    """Compare all of `first` with all of `second` in all orientations.
+
+    Yields:
+        (positions in first, positions in second, orientation, correlation -1..1) of those with a correlation of at least
+        `least`; the first in that orientation looks like the second.
+    """
+    across = np.ascontiguousarray(second.T)
+    products = np.empty((min(_BLOCK, len(first)), len(second)), np.float32)
+    for start in range(0, len(first) if len(second) else 0, _BLOCK):
+        for orientation in range(ORIENTATIONS):
+            block = turned(first[start : start + _BLOCK], orientation)
+            values = np.matmul(block, across, out=products[: len(block)]).ravel()
+            found = np.flatnonzero(values >= least * _LENGTH**2)
+            one, other = np.divmod(found, len(second))
+            yield one + start, other, orientation, values[found] / np.float32(_LENGTH**2)
