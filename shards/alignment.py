@@ -1,20 +1,26 @@
 """Aligned pixel correlation of two thumbnails: are these the same picture, slightly cropped, shifted or encoded again?
 
-The second thumbnail is shifted and stretched along each axis until it fits the first best (Lucas and Kanade, "An iterative
-image registration technique with an application to stereo vision", IJCAI 1981, with gain and offset of the grey values),
-first at half the size and blurred; only a pair that looks alike after that is fitted at full size. What is compared is the
-fine structure: normalised correlation after the local mean has been taken off and strong edges have been compressed. Two
-cells in the middle of their fields agree in the large, so plain correlation cannot tell them apart.
+The second thumbnail is shifted and stretched along each axis until it fits the first best (Lucas and Kanade, "An
+iterative image registration technique with an application to stereo vision", IJCAI 1981, with gain and offset of the
+grey values), first at half the size and blurred; only a pair that looks alike after that is fitted at full size. What
+is compared is the fine structure: normalised correlation after the local mean has been taken off and strong edges
+have been compressed. Two cells in the middle of their fields agree in the large, so plain correlation cannot tell
+them apart.
 
-Every sum here is of numbers with few enough binary digits to be exact in float64, and nothing else depends on the order of
-operations, so the result is the same on every machine.
+Every sum here is of numbers with few enough binary digits to be exact in float64, and nothing else depends on the
+order of operations, so the result is the same on every machine.
 """
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.features import ORIENTATIONS, orient
+
+_PER_TASK = 4096  # pairs that a thread is given at a time
 _CHUNK = 128  # pairs aligned at a time: their pictures stay in the processor's cache
 _COARSE_STEPS = 2
 _FULL_STEPS = 2
@@ -22,8 +28,39 @@ _PROMISING = 0.5  # correlation after the coarse fit that earns a pair the full 
 _MAX_SHIFT = 0.1  # of the side
 _MAX_STRETCH = 0.15
 _FINE = 2  # radius, in pixels, of the local mean that is taken off
-_BUSY = 1 / 8  # of the pixels must have more than the mean structure; in real fields 1 / 5 have, in a dot on black 1 / 12
+_BUSY = (
+    1 / 8
+)  # of the pixels must have more than the mean structure; in real fields 1 / 5 have, in a dot on black 1 / 12
 _RIM = 3  # pixels at the edge that are not compared: they may come from outside of the other picture
+
+
+def compare(
+    first: NDArray[np.uint8],
+    a: NDArray[np.int64],
+    second: NDArray[np.uint8],
+    b: NDArray[np.int64],
+    turns: NDArray[np.int64],
+    *,
+    workers: int = 2,
+) -> NDArray[np.float64]:
+    """Return the aligned correlation [pairs] of first[a] with second[b] in the orientations `turns`.
+
+    Args:
+        first, second: thumbnails uint8 [n, t, t].
+        a, b, turns: int64 [pairs]; the orientations are those of `shards.features.orient`.
+        workers: threads. The result does not depend on it.
+    """
+
+    def block(start: int) -> NDArray[np.float64]:
+        part = slice(start, start + _PER_TASK)
+        moving = second[b[part]]
+        for orientation in range(1, ORIENTATIONS):
+            chosen = turns[part] == orientation
+            moving[chosen] = orient(moving[chosen], orientation)
+        return aligned_correlation(first[a[part]], moving)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return np.concatenate([np.zeros(0), *pool.map(block, range(0, len(a), _PER_TASK))])
 
 
 def aligned_correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -1,13 +1,15 @@
 """Independent check of a split: does a group, a file or a near-duplicate picture lie in two parts?
 
-It looks at the finished rows, knows nothing of how they were grouped, and does not use the hashes that large sets are searched
-by. Pictures in different parts are compared by the correlation of their low frequencies in all eight orientations
-(`shards.lowfrequency`); pairs that correlate are aligned and compared pixel by pixel (`shards.alignment`).
+It looks at the finished rows, knows nothing of how they were grouped, and does not use the hashes that large sets are
+searched by. Pictures in different parts are compared by the correlation of their low frequencies in all eight
+orientations (`shards.lowfrequency`); pairs that correlate are aligned and compared pixel by pixel
+(`shards.alignment`).
 
-Every pair of pictures in different parts is compared where that is affordable (some 2 * 10^4 images in seconds). Beyond, the
-set is cut several times into cells of similar pictures (random projection trees: Dasgupta and Freund, "Random projection
-trees and low dimensional manifolds", STOC 2008) and pairs within a cell are compared. Either way the audit then tries itself:
-copies of pictures of the set, cropped and turned, go through the same search, and the share that it finds is reported.
+Every pair of pictures in different parts is compared where that is affordable (some 2 * 10^4 images in seconds).
+Beyond, the set is cut several times into cells of similar pictures (random projection trees: Dasgupta and Freund,
+"Random projection trees and low dimensional manifolds", STOC 2008) and pairs within a cell are compared. Either way
+the audit then tries itself: copies of pictures of the set, cropped and turned, go through the same search, and the
+share that it finds is reported.
 """
 
 from __future__ import annotations
@@ -19,12 +21,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.alignment import aligned_correlation
+from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
-from shards.lowfrequency import SIDE, alike, describe, turned
+from shards.lowfrequency import SIDE, alike, frequencies, turned, whiten
 
-CORRELATION = 0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
+CORRELATION = (
+    0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
+)
 AFFORDABLE = 4e8  # pairs that are all compared, 5 to 10 s on two cores; more than these are searched in cells
 _SIMILAR = 0.6  # correlation of low frequencies that makes a pair worth aligning; cropped copies have 0.82 and more
 _TREES, _CELL = 8, 2048  # ways to cut a large set, and images in a cell at most
@@ -88,15 +92,16 @@ def audit(
         BadInput: the arguments differ in length.
     """
     if not len(parts) == len(groups) == len(digests) == len(thumbnails):
-        raise BadInput(f"{len(parts)} parts, {len(groups)} groups, {len(digests)} digests, {len(thumbnails)} thumbnails")
+        raise BadInput(
+            f"{len(parts)} parts, {len(groups)} groups, {len(digests)} digests, {len(thumbnails)} thumbnails"
+        )
     leaks = _shared(parts, groups, "group") + _shared(parts, digests, "exact")
     names, part = np.unique(np.asarray(parts, dtype=str), return_inverse=True)
     sizes = np.bincount(part, minlength=len(names)).astype(object)  # Python's integers do not overflow
     pairs = (sum(sizes) ** 2 - sum(sizes**2)) // 2
     search = _Search(part, thumbnails, exhaustive=pairs <= affordable)
-    same = [(leak.a, leak.b) for leak in leaks if leak.kind == "exact"]
     for a, b, value in search.near(correlation):
-        if (a, b) not in same and digests[a] != digests[b]:
+        if digests[a] != digests[b]:
             leaks.append(Leak("near", a, b, f"aligned correlation {value:.3f}, in {parts[a]} and {parts[b]}"))
     trials, found = search.trials(correlation)
     return Audit(leaks, correlation, int(pairs), search.compared, search.exhaustive, trials, found)
@@ -157,7 +162,8 @@ class _Search:
         rng = np.random.RandomState(0)
         self.tried = rng.permutation(len(part))[:_TRIALS]
         self.copies = _cropped_copies(thumbnails[self.tried], rng)
-        self.descriptors = describe(np.concatenate([thumbnails, self.copies]), reference=len(part))
+        values = np.concatenate([frequencies(thumbnails), frequencies(self.copies)])
+        self.descriptors = whiten(values, reference=len(part))
         self.cells = [np.zeros(len(self.descriptors), np.int64)]
         if not exhaustive:
             self.cells = [_cells(_invariants(self.descriptors), _CELL, rng) for _ in range(_TREES)]
@@ -172,15 +178,12 @@ class _Search:
                 codes += self._similar(members)
         pairs, turns = np.divmod(np.unique(np.concatenate(codes)), ORIENTATIONS)
         a, b = np.divmod(pairs, rows)
+        values = compare(self.thumbnails, a, self.thumbnails, b, turns)
         best: dict[tuple[int, int], float] = {}
-        for start in range(0, len(a), 4096):
-            some = slice(start, start + 4096)
-            values = self._aligned(self.thumbnails[a[some]], self.thumbnails[b[some]], turns[some])
-            for pair, value in zip(zip(a[some].tolist(), b[some].tolist(), strict=True), values.tolist(), strict=True):
-                best[pair] = max(value, best.get(pair, value))
-        for (one, other), value in best.items():
-            if value >= correlation:
-                yield min(one, other), max(one, other), value
+        for place in np.flatnonzero(values >= correlation):
+            one, other = sorted((int(a[place]), int(b[place])))
+            best[one, other] = max(float(values[place]), best.get((one, other), 0))
+        yield from ((one, other, value) for (one, other), value in sorted(best.items()))
 
     def trials(self, correlation: float) -> tuple[int, int]:
         """Return how many copies were made and how many of them the search finds."""
@@ -192,7 +195,7 @@ class _Search:
             like = turned(own, turn)
             chosen = np.flatnonzero(meets & ((copied * like).sum(axis=1) >= _SIMILAR * (like * like).sum(axis=1)))
             turns = np.full(len(chosen), turn)
-            aligned = self._aligned(self.copies[chosen], self.thumbnails[self.tried[chosen]], turns)
+            aligned = compare(self.copies, chosen, self.thumbnails, self.tried[chosen], turns)
             fits[chosen[aligned >= correlation]] = True
         return len(fits), int(fits.sum())
 
@@ -207,16 +210,6 @@ class _Search:
             for one, other, turn, _ in alike(self.descriptors[few], self.descriptors[others], _SIMILAR):
                 found.append((others[other] * rows + few[one]) * ORIENTATIONS + turn)
         return found
-
-    @staticmethod
-    def _aligned(
-        first: NDArray[np.uint8], second: NDArray[np.uint8], turns: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
-        """Return the aligned correlation of pictures after `second` is turned."""
-        second = second.copy()
-        for turn in range(1, ORIENTATIONS):
-            second[turns == turn] = orient(second[turns == turn], turn)
-        return aligned_correlation(first, second)
 
 
 def _invariants(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -1,22 +1,21 @@
 """Exact and near duplicates: images with equal bytes, and images that show the same field turned, flipped, cropped or re-encoded.
 
-Up to some 10^4 images all pairs are compared by their low frequencies (`shards.lowfrequency`), which also finds fields that
-were photographed twice; beyond, candidates come from sorted hashes (`shards.nearhash`), never from all pairs. Either way a
-pair is confirmed on its pixels, aligned (`shards.alignment`).
+Up to some 10^4 images all pairs are compared by their low frequencies (`shards.lowfrequency`), which also finds
+fields that were photographed twice; beyond, candidates come from sorted hashes (`shards.nearhash`), never from all
+pairs. Either way a pair is confirmed on its pixels, aligned (`shards.alignment`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.alignment import aligned_correlation
+from shards.alignment import compare
 from shards.errors import BadInput
-from shards.features import ORIENTATIONS, inverse, orient
+from shards.features import ORIENTATIONS, inverse
 from shards.lowfrequency import alike, describe
 from shards.nearhash import candidates
 
@@ -30,9 +29,11 @@ PAIR_DTYPE = np.dtype(
 )
 
 ALL_PAIRS = 16_384  # images up to which all pairs are compared: a few seconds on two cores
-_SIMILAR = 0.5  # correlation of low frequencies that makes a pair worth aligning; fields shifted by 6 % have 0.6 and more
+_SIMILAR = (
+    0.5  # correlation of low frequencies that makes a pair worth aligning; fields shifted by 6 % have 0.6 and more
+)
 _ROOM = 1 << 16  # similar pairs that are all aligned; of more than these
-_PER_IMAGE = 16  # the most similar ones of each image
+_PER_IMAGE = 8  # the most similar ones of each image
 _STRIP = 1024  # images compared with themselves and all later ones at a time
 
 
@@ -56,8 +57,10 @@ def near_pairs(
 
     Args:
         features: records of `shards.features.FEATURES_DTYPE`, one per image.
-        correlation: the aligned correlation of fine structure that confirms a pair; None: what `default_correlation` says.
-        min_contrast: images whose channels all have a smaller standard deviation (of 255) are never paired: they show nothing.
+        correlation: the aligned correlation of fine structure that confirms a pair; None: what `default_correlation`
+        says.
+        min_contrast: images whose channels all have a smaller standard deviation (of 255) are never paired: they show
+        nothing.
         all_pairs: images up to which all pairs are compared; more are searched by their hashes.
         workers: threads. The result does not depend on it.
 
@@ -70,18 +73,17 @@ def near_pairs(
     codes = _similar(features["thumbnail"][busy]) if few else candidates(features["hash"][busy], workers=workers)
     turns = codes % ORIENTATIONS
     a, b = (busy[place] for place in _ends(codes, len(busy)))
-    blocks = [slice(start, start + 4096) for start in range(0, len(codes), 4096)]
-    with ThreadPoolExecutor(workers) as pool:
-        sure = list(pool.map(lambda block: _confirm(features["thumbnail"], a[block], b[block], turns[block]), blocks))
+    sure = compare(features["thumbnail"], a, features["thumbnail"], b, turns, workers=workers)
     least = default_correlation(len(busy)) if correlation is None else correlation
-    return _best(a, b, turns, np.concatenate([*sure, np.zeros(0)]), least)
+    return _best(a, b, turns, sure, least)
 
 
 def default_correlation(images: int) -> float:
     """Return the least correlation of a pair: 0.80 for up to 8,191 images, 0.012 more for each doubling, 0.884 at 10^6.
 
-    The more pairs there are, the better the best of the chance resemblances is. Of 10^7 pairs of different fields of public
-    sets none reaches 0.7; copies cropped by up to 3 % a side and re-encoded stay above 0.85, nearly all above 0.9.
+    The more pairs there are, the better the best of the chance resemblances is. Of 10^7 pairs of different fields of
+    public sets none reaches 0.7; copies cropped by up to 3 % a side and re-encoded stay above 0.85, nearly all above
+    0.9.
     """
     return min(0.9, 0.8 + 0.012 * max(0, max(images, 1).bit_length() - 13))
 
@@ -96,7 +98,9 @@ def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
     Raises:
         BadInput: a pair names an image that does not exist.
     """
-    columns = (pairs["a"], pairs["b"]) if pairs.dtype.names else (pairs.reshape(-1, 2)[:, 0], pairs.reshape(-1, 2)[:, 1])
+    columns = (
+        (pairs["a"], pairs["b"]) if pairs.dtype.names else (pairs.reshape(-1, 2)[:, 0], pairs.reshape(-1, 2)[:, 1])
+    )
     if len(pairs) and not 0 <= min(c.min() for c in columns) <= max(c.max() for c in columns) < images:
         raise BadInput(f"a pair names an image outside of 0..{images - 1}")
     parent = list(range(images))
@@ -140,17 +144,6 @@ def _ends(codes: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], NDA
     """Return a and b of codes (a * images + b) * 8 + orientation."""
     a, b = np.divmod(codes // ORIENTATIONS, max(images, 1))
     return a, b
-
-
-def _confirm(
-    thumbnails: NDArray[np.uint8], a: NDArray[np.int64], b: NDArray[np.int64], turns: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the aligned correlation of each candidate."""
-    second = thumbnails[b]
-    for orientation in range(1, ORIENTATIONS):
-        chosen = turns == orientation
-        second[chosen] = orient(second[chosen], orientation)
-    return aligned_correlation(thumbnails[a], second)
 
 
 def _best(

@@ -1,9 +1,9 @@
 """Features of one decoded image: a perceptual hash, a grey thumbnail and simple statistics, as one fixed-width record.
 
-The hash is the DCT perceptual hash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010)
-with two changes. Only coefficients that are odd along at least one axis are kept: a cell in the middle of a field makes the
-others nearly constant. They are laid out in pairs (u, v), (v, u), so that turning or flipping the image swaps the two words
-of the hash and inverts fixed bits: the hashes of all eight orientations follow from one.
+The hash is the DCT perceptual hash (Zauner, "Implementation and benchmarking of perceptual image hash functions",
+2010) with two changes. Only coefficients that are odd along at least one axis are kept: a cell in the middle of a
+field makes the others nearly constant. They are laid out in pairs (u, v), (v, u), so that turning or flipping the
+image swaps the two words of the hash and inverts fixed bits: the hashes of all eight orientations follow from one.
 
 Pixels are summed as integers and every later sum is exact in float64, so a record is the same on every machine.
 """

@@ -1,8 +1,8 @@
 """Which pictures are alike at all: the lowest cosine frequencies of thumbnails, each in units of its spread over the set.
 
-Fields of cells share most of what they show: something dark in the middle, pale ground. Dividing each frequency by its spread
-over the set gives the rest its weight. A picture that is turned or flipped has the same numbers in another order and with
-other signs, so one product of matrices for each of the eight orientations compares all with all.
+Fields of cells share most of what they show: something dark in the middle, pale ground. Dividing each frequency by
+its spread over the set gives the rest its weight. A picture that is turned or flipped has the same numbers in another
+order and with other signs, so one product of matrices for each of the eight orientations compares all with all.
 
 Descriptors are whole numbers of limited length: products of them are exact in float32, on every machine.
 """
@@ -18,25 +18,42 @@ from shards.features import ORIENTATIONS
 
 SIDE = 8  # frequencies along each axis, in half cycles
 _LENGTH = 1024  # of a descriptor
+_ROWS = 4096  # pictures worked on at a time
 _BLOCK = 256  # descriptors compared with all others at a time
 
 
-def describe(thumbnails: NDArray[np.uint8], reference: int | None = None) -> NDArray[np.float32]:
-    """Return descriptors float32 [n, SIDE * SIDE] of thumbnails uint8 [n, t, t].
+def describe(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return descriptors float32 [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t]: `whiten` of their `frequencies`."""
+    return whiten(frequencies(thumbnails))
 
-    Mean and spread are those of the first `reference` thumbnails (None: of all) in all eight orientations: frequencies that
-    are odd along an axis have mean 0, and (u, v) shares its numbers with (v, u). A flat picture has a descriptor of zeros.
-    """
+
+def frequencies(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the lowest cosine frequencies [n, SIDE, SIDE] of thumbnails uint8 [n, t, t], as whole numbers."""
     side = thumbnails.shape[-1]
     angle = np.pi / (2 * side) * (2 * np.arange(side) + 1) * np.arange(SIDE)[:, None]
     waves = np.rint(64 * np.cos(angle))
-    parts = [waves @ thumbnails[i : i + 4096].astype(np.float64) @ waves.T for i in range(0, len(thumbnails), 4096)]
-    values = np.concatenate([np.zeros((0, SIDE, SIDE)), *parts])
+    values = np.empty((len(thumbnails), SIDE, SIDE))
+    for i in range(0, len(values), _ROWS):
+        values[i : i + _ROWS] = waves @ thumbnails[i : i + _ROWS].astype(np.float64) @ waves.T
+    return values
+
+
+def whiten(values: NDArray[np.float64], reference: int | None = None) -> NDArray[np.float32]:
+    """Return descriptors float32 [n, SIDE * SIDE] of frequencies [n, SIDE, SIDE].
+
+    Mean and spread are those of the first `reference` pictures (None: of all) in all eight orientations: frequencies
+    that are odd along an axis have mean 0, and (u, v) shares its numbers with (v, u). A flat picture has a descriptor
+    of zeros.
+    """
     mean, spread = _of_the_set(values[:reference])
     known = spread > 64 * 64  # a flat set says nothing
-    white = np.where(known, (values - mean) / np.where(known, spread, 1), 0).reshape(len(values), -1)
-    length = np.sqrt((white**2).sum(axis=1, keepdims=True))
-    return np.rint(_LENGTH * white / np.maximum(length, 1e-6)).astype(np.float32)
+    scale = np.where(known, 1 / np.where(known, spread, 1), 0)
+    descriptors = np.empty((len(values), SIDE * SIDE), np.float32)
+    for i in range(0, len(values), _ROWS):
+        white = ((values[i : i + _ROWS] - mean) * scale).reshape(-1, SIDE * SIDE)
+        length = np.sqrt((white**2).sum(axis=1, keepdims=True))
+        descriptors[i : i + _ROWS] = np.rint(_LENGTH * white / np.maximum(length, 1e-6))
+    return descriptors
 
 
 def _of_the_set(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -46,7 +63,8 @@ def _of_the_set(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     even = np.arange(SIDE) % 2 == 0
     mean = values.mean(axis=0)
     mean = np.where(np.outer(even, even), (mean + mean.T) / 2, 0)
-    square = ((values - mean) ** 2).mean(axis=0)
+    total = sum((((values[i : i + _ROWS] - mean) ** 2).sum(axis=0) for i in range(0, len(values), _ROWS)), 0 * mean)
+    square = total / len(values)
     spread = np.sqrt((square + square.T) / 2)
     spread[0, 0] = 0  # brightness says nothing about what is shown
     return mean, spread
@@ -69,8 +87,8 @@ def alike(
     """Compare all of `first` with all of `second` in all orientations.
 
     Yields:
-        (positions in first, positions in second, orientation, correlation -1..1) of those with a correlation of at least
-        `least`; the first in that orientation looks like the second.
+        (positions in first, positions in second, orientation, correlation -1..1) of those with a correlation of at
+        least `least`; the first in that orientation looks like the second.
     """
     across = np.ascontiguousarray(second.T)
     products = np.empty((min(_BLOCK, len(first)), len(second)), np.float32)

@@ -1,24 +1,29 @@
 """Candidates for near-duplicates among very many images: hashes that agree in a random choice of bits, whichever way up.
 
-Locality-sensitive hashing by bit sampling (Indyk and Motwani, "Approximate nearest neighbors", STOC 1998; Gionis et al.,
-VLDB 1999): the 128-bit hashes of all images, in all eight orientations, are sorted by several choices of their low-frequency
-bits; images that meet under one key and differ in few enough of all bits are candidates. All of it is integer arithmetic, so
-the candidates depend on the hashes alone, not on the machine or the number of threads.
+Locality-sensitive hashing by bit sampling (Indyk and Motwani, "Approximate nearest neighbors", STOC 1998; Gionis et
+al., VLDB 1999): the 128-bit hashes of all images, in all eight orientations, are sorted by several choices of their
+low-frequency bits; images that meet under one key and differ in few enough of all bits are candidates. All of it is
+integer arithmetic, so the candidates depend on the hashes alone, not on the machine or the number of threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.features import ORIENTATIONS, inverse, orient_hashes
 
-_KEY_POOL = 40  # pairs of frequencies, from the lowest on, that keys are chosen from: the bits that survive cropping best
+_KEY_POOL = (
+    40  # pairs of frequencies, from the lowest on, that keys are chosen from: the bits that survive cropping best
+)
 _MEETINGS = 4e8  # images that meet in all bands if bits were random: what the length of the keys is chosen for
-_NEIGHBOURS = 32  # images on either side that an image meets under one key, at most: heavy keys cost no more than others
+_NEIGHBOURS = (
+    32  # images on either side that an image meets under one key, at most: heavy keys cost no more than others
+)
 _PER_IMAGE = 64  # candidates per image on average, at most; where there are more the closest hashes are taken
 _MOST = 1 << 23  # candidates in all, at most
 _SLICE = 1 << 16  # sorted hashes looked at together: they fit the processor's cache
@@ -37,8 +42,8 @@ def candidates(
         bands: choices of bits; more find more and take longer.
         workers: threads.
 
-    A key that very many images share is searched among neighbours only: of m copies of one picture not all m (m - 1) / 2
-    pairs are listed, but each copy with the next ones.
+    A key that very many images share is searched among neighbours only: of m copies of one picture not all m (m - 1)
+    / 2 pairs are listed, but each copy with the next ones.
     """
     if len(words) < 2:
         return np.zeros(0, np.int64)
@@ -53,8 +58,8 @@ def candidates(
 def default_distance(images: int) -> int:
     """Return the bits out of 128 that may differ: 44 for up to 4,095 images, 2 fewer for each doubling, 28 at 10^6.
 
-    Copies cropped by up to 3 % a side and re-encoded differ in 14 bits in the median and 28 at most; of the best of eight
-    orientations of two unrelated smears one in 10^3 has up to 42, one in 10^5 up to 35.
+    Copies cropped by up to 3 % a side and re-encoded differ in 14 bits in the median and 28 at most; of the best of
+    eight orientations of two unrelated smears one in 10^3 has up to 42, one in 10^5 up to 35.
     """
     return max(24, min(44, 28 + 2 * (20 - max(images, 1).bit_length())))
 
@@ -104,7 +109,9 @@ def _meetings(
     """Return the codes of the close ones among sorted entries (key, image, orientation) of which every key is whole."""
     places = (entries & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
     image, turn = places >> 3, places & 7
-    words = orient_hashes(turned[0].take(image, axis=0), turn)  # copied in order of the keys: neighbours to compare are neighbours in memory
+    words = orient_hashes(
+        turned[0].take(image, axis=0), turn
+    )  # copied in order of the keys: neighbours to compare are neighbours in memory
     upright = turn == 0  # the image as it is: partners[0], partners[1], ...
     partners, partner_words = image[upright], words[upright]
     met = np.append(0, np.cumsum(upright))  # partners before each entry
@@ -129,7 +136,7 @@ def _parts(counts: NDArray[np.int64]) -> list[slice]:
     total = np.cumsum(counts)
     edges = np.searchsorted(total, np.arange(_BLOCK, int(total[-1]), _BLOCK)) + 1
     bounds = [0, *edges.tolist(), len(counts)]
-    return [slice(first, last) for first, last in zip(bounds[:-1], bounds[1:], strict=True) if first < last]
+    return [slice(first, last) for first, last in pairwise(bounds) if first < last]
 
 
 def _codes(

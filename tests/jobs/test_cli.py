@@ -1,4 +1,4 @@
-"""The command line: help, one clear line for every mistake, exit codes, and nothing but one object on stdout with --json."""
+"""The command line: help, one clear line for every mistake, exit codes, and one object on stdout with --json."""
 
 from __future__ import annotations
 
@@ -147,7 +147,6 @@ def test_what_pack_says_is_what_lies_there(tiny: tuple[Path, dict[str, Done]]) -
         (["synth", ".", "--size", "1"], 2),
         (["pack", "nowhere", "SET"], 2),
         (["verify", "nowhere"], 2),
-        (["train", "cnn5", "--data", "nowhere"], 2),
         (["pak"], 2),
         (["pack"], 2),
     ],

@@ -1,7 +1,8 @@
 """Features of drawn cell fields with planted copies (turned, cropped, encoded again), at any number, for duplicate tests.
 
-A field is a sum of soft discs: one cell in the middle, whose size and place vary little from field to field, chromatin in
-its nucleus, and red cells with pale centres around it. It is a formula, so it can be drawn at any size and crop.
+A field is a sum of soft discs: one cell in the middle, whose size and place vary little from field to field,
+chromatin in its nucleus, and red cells with pale centres around it. It is a formula, so it can be drawn at any size
+and crop.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def planted_features(
 ) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.int64]]:
     """Return features [images], the planted pairs int64 [copies, 2] (original, copy) and the copies' orientations [copies].
 
-    Copies are the last `copies` images, their originals the first. Originals and copies are drawn large, cropped by up to
-    `crop` a side, and go through JPEG; the images between them, which are there to be mistaken, are drawn as thumbnails.
+    Copies are the last `copies` images, their originals the first. Originals and copies are drawn large, cropped by
+    up to `crop` a side, and go through JPEG; the images between them, which are there to be mistaken, are drawn as
+    thumbnails.
     """
     rng = np.random.default_rng(seed)
     features = np.zeros(images, FEATURES_DTYPE)

@@ -127,9 +127,9 @@ def test_dali_with_our_index(packed: Path, originals: Seen, table: dict[str, dic
     expected = part(originals, table, split)
     paths = tars(packed, split)
 
-    @pipeline_def(batch_size=len(expected), num_threads=1, device_id=None)
+    @pipeline_def(batch_size=len(expected), num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
     def graph() -> Any:
-        image, label, row = fn.readers.webdataset(
+        image, label, row = fn.readers.webdataset(  # type: ignore[misc]
             paths=paths,
             index_paths=[path.replace(".tar", ".idx") for path in paths],
             ext=["jpg;png;bmp", "cls", "json"],
@@ -151,7 +151,7 @@ def test_dali_with_our_index(packed: Path, originals: Seen, table: dict[str, dic
 
 
 def test_the_index_is_that_of_dalis_own_tool(packed: Path, tmp_path: Path) -> None:
-    import wds2idx
+    import wds2idx  # type: ignore[import-untyped]
 
     for path in sorted(packed.glob("*.tar")):
         with wds2idx.IndexCreator(str(path), str(tmp_path / "theirs.idx"), verbose=False) as creator:
