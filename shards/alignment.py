@@ -64,7 +64,7 @@ def compare(
 
 
 def aligned_correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the correlation of fine structure, -1..1, of each pair of thumbnails after the second is fitted to the first.
+    """Return the correlation of fine structure, -1..1, of pairs of thumbnails, the second fitted to the first.
 
     Args:
         first, second: uint8 [pairs, t, t] with even t >= 16; already in the same orientation.
@@ -112,7 +112,7 @@ def _limit(motion: NDArray[np.float64], side: int) -> NDArray[np.float64]:
 
 
 def _step(target: NDArray[np.float64], warped: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the change of motion [n, 4] that brings `warped` closest to `target` if grey values were straight lines."""
+    """Return the change of motion [n, 4] that brings `warped` closest to `target`, to first order."""
     count, side = len(target), target.shape[-1]
     place = np.arange(side - 2) - (side - 3) / 2
     inner = warped[:, 1:-1, 1:-1]
@@ -122,7 +122,9 @@ def _step(target: NDArray[np.float64], warped: NDArray[np.float64]) -> NDArray[n
     design = np.stack(slopes, axis=1).reshape(count, len(slopes), -1)
     difference = (target[:, 1:-1, 1:-1] - inner).reshape(count, -1, 1)
     normal = design @ design.transpose(0, 2, 1)
-    return _solve(normal, (design @ difference)[:, :, 0])[:, :4]
+    change = _solve(normal, (design @ difference)[:, :, 0])
+    gain = np.maximum(1 + change[:, 4:5], 0.25)  # the slopes of `warped` are those of the target only up to the gain
+    return np.asarray(change[:, :4] / gain)
 
 
 def _solve(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -139,7 +141,7 @@ def _solve(matrix: NDArray[np.float64], right: NDArray[np.float64]) -> NDArray[n
 
 
 def _warp(pictures: NDArray[np.float64], motion: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the pictures sampled with `motion` [n, 4], positions rounded to 64ths of a pixel, linear between pixels."""
+    """Return the pictures moved by `motion` [n, 4]; places are rounded to 64ths of a pixel, linear between pixels."""
     side = pictures.shape[-1]
     grid, middle = np.arange(side), (side - 1) / 2
     weights = []
@@ -163,7 +165,7 @@ def _blur(pictures: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _fine_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the normalised correlation [n] of the fine structure of two sets of pictures; 0 where one has next to none."""
+    """Return the normalised correlation [n] of the fine structure of pairs of pictures; 0 if one has hardly any."""
     (a, busy_a), (b, busy_b) = _detail(first), _detail(second)
     count = a.shape[1]
     mean_a, mean_b = a.sum(axis=1), b.sum(axis=1)
@@ -173,7 +175,7 @@ def _fine_correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -
 
 
 def _detail(pictures: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return pictures minus their local mean, compressed to -1023..1023, as [n, pixels], and whether each has enough of it.
+    """Return pictures [n, pixels] minus their local mean, compressed to -1023..1023, and whether each has enough left.
 
     The compression keeps a few strong edges (a scale bar, the black corner of a turned picture) from deciding alone.
     """

@@ -135,7 +135,7 @@ def summary(result: Audit, names: Sequence[str] | None = None, examples: int = 2
 
 
 def _shared(parts: Sequence[str], values: Sequence[str], kind: Literal["group", "exact"]) -> list[Leak]:
-    """Return a leak for each value and each part after the first in which it is seen, between the first rows of both."""
+    """Return a leak for each value and each part after the first that has it, between the first rows of both."""
     seen: dict[str, dict[str, int]] = {}
     leaks = []
     for row, (part, value) in enumerate(zip(parts, values, strict=True)):
@@ -200,7 +200,7 @@ class _Search:
         return len(fits), int(fits.sum())
 
     def _similar(self, members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Return codes (a * rows + b) * 8 + orientation of similar members in different parts; b turned looks like a."""
+        """Return codes (a * rows + b) * 8 + orientation of similar members of different parts: turned b is like a."""
         rows, found = len(self.part), []
         by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
         by_part.sort(key=len)
@@ -232,7 +232,8 @@ def _cells(points: NDArray[np.float32], most: int, rng: np.random.RandomState) -
             cell[members] = count
             count += 1
             continue
-        order = np.argsort(points[members] @ rng.standard_normal(points.shape[1]).astype(np.float32), kind="stable")
+        direction = np.asarray(rng.normal(size=points.shape[1]), np.float32)
+        order = np.argsort(points[members] @ direction, kind="stable")
         todo += [members[order[: len(members) // 2]], members[order[len(members) // 2 :]]]
     return cell
 

@@ -1,4 +1,4 @@
-"""Exact and near duplicates: images with equal bytes, and images that show the same field turned, flipped, cropped or re-encoded.
+"""Exact and near duplicates: equal bytes, and images that show the same field turned, flipped, cropped or re-encoded.
 
 Up to some 10^4 images all pairs are compared by their low frequencies (`shards.lowfrequency`), which also finds
 fields that were photographed twice; beyond, candidates come from sorted hashes (`shards.nearhash`), never from all
@@ -30,10 +30,12 @@ PAIR_DTYPE = np.dtype(
 
 ALL_PAIRS = 16_384  # images up to which all pairs are compared: a few seconds on two cores
 _SIMILAR = (
-    0.5  # correlation of low frequencies that makes a pair worth aligning; fields shifted by 6 % have 0.6 and more
-)
+    0.5,
+    0.6,
+)  # correlation of low frequencies that makes a pair worth aligning; copies have 0.8, shifted fields 0.6
+_SMALL = 4096  # images up to which the lower of the two is used
 _ROOM = 1 << 16  # similar pairs that are all aligned; of more than these
-_PER_IMAGE = 8  # the most similar ones of each image
+_PER_IMAGE = 8  # at least the most similar ones of each image
 _STRIP = 1024  # images compared with themselves and all later ones at a time
 
 
@@ -79,13 +81,13 @@ def near_pairs(
 
 
 def default_correlation(images: int) -> float:
-    """Return the least correlation of a pair: 0.80 for up to 8,191 images, 0.012 more for each doubling, 0.884 at 10^6.
+    """Return the least correlation of a pair: 0.82 for up to 8,191 images, 0.009 more for each doubling, 0.883 at 10^6.
 
     The more pairs there are, the better the best of the chance resemblances is. Of 10^7 pairs of different fields of
     public sets none reaches 0.7; copies cropped by up to 3 % a side and re-encoded stay above 0.85, nearly all above
     0.9.
     """
-    return min(0.9, 0.8 + 0.012 * max(0, max(images, 1).bit_length() - 13))
+    return min(0.9, 0.82 + 0.009 * max(0, max(images, 1).bit_length() - 13))
 
 
 def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
@@ -119,25 +121,28 @@ def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
 def _similar(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return codes (a * images + b) * 8 + orientation, a < b, of the pairs with similar low frequencies."""
     images, descriptors = len(thumbnails), describe(thumbnails)
+    least = _SIMILAR[images > _SMALL]
     found, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
     for start in range(0, images, _STRIP):
-        for one, other, turn, similar in alike(descriptors[start : start + _STRIP], descriptors[start:], _SIMILAR):
+        for one, other, turn, similar in alike(descriptors[start : start + _STRIP], descriptors[start:], least):
             new = one < other
             # The first image turned looks like the second: turned back, the second looks like the first.
             back = int(inverse(np.array(turn)))
             found.append(((one[new] + start) * images + other[new] + start) * ORIENTATIONS + back)
             values.append(similar[new])
     codes, similar = np.concatenate(found), np.concatenate(values)
-    return np.sort(codes if len(codes) <= _ROOM else codes[_closest(*_ends(codes, images), similar)])
+    if len(codes) > _ROOM:
+        codes = codes[_closest(*_ends(codes, images), similar, max(_PER_IMAGE, _ROOM // images))]
+    return np.sort(codes)
 
 
-def _closest(a: NDArray[np.int64], b: NDArray[np.int64], similar: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the pairs that are among the _PER_IMAGE most similar ones of either image; of equal ones, the nearest rows."""
+def _closest(a: NDArray[np.int64], b: NDArray[np.int64], similar: NDArray[np.float32], most: int) -> NDArray[np.int64]:
+    """Return the pairs among the `most` most similar ones of either image; of equal ones, the nearest rows."""
     image, other, pair = np.append(a, b), np.append(b, a), np.tile(np.arange(len(a)), 2)
     order = np.lexsort((np.abs(image - other), -similar[pair], image))
     starts = np.flatnonzero(np.diff(image[order], prepend=-1))
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return np.unique(pair[order[rank < _PER_IMAGE]])
+    return np.unique(pair[order[rank < most]])
 
 
 def _ends(codes: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -53,14 +53,14 @@ _MIRRORED, _UPSIDE_DOWN = np.array(_ODD[::-1]), np.array(_ODD)  # bits of each w
 _INVERTED = np.array([0 * _MIRRORED, _MIRRORED, _UPSIDE_DOWN, _MIRRORED ^ _UPSIDE_DOWN])
 
 
-def compute(rgb: NDArray[np.uint8]) -> np.void:
+def compute(rgb: NDArray[np.uint8]) -> NDArray[np.void]:
     """Return the features of one image.
 
     Args:
         rgb: uint8 [height, width, 3], any size of at least one pixel.
 
     Returns:
-        One record of FEATURES_DTYPE.
+        FEATURES_DTYPE, without dimensions.
 
     Raises:
         BadInput: the array is not an RGB image of 8 bits.
@@ -77,7 +77,7 @@ def compute(rgb: NDArray[np.uint8]) -> np.void:
         sums, tall = _pool_rows(content)
     record["thumbnail"] = thumbnail = _thumbnail(sums, tall)
     record["hash"] = hashes(thumbnail[None])[0]
-    return record[()]
+    return record
 
 
 def hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -96,8 +96,8 @@ def hashes(thumbnails: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def orient(pictures: NDArray, orientation: int) -> NDArray:
-    """Return pictures [..., t, t] in one of eight orientations: transposed if bit 2 of it is set, then upside down (bit 1),
-    then mirrored left to right (bit 0)."""
+    """Return pictures [..., t, t] in one of eight orientations: transposed if its bit 2 is set, then upside down
+    (bit 1), then mirrored left to right (bit 0)."""
     if orientation & 4:
         pictures = pictures.swapaxes(-1, -2)
     if orientation & 2:
@@ -106,7 +106,7 @@ def orient(pictures: NDArray, orientation: int) -> NDArray:
 
 
 def orient_hashes(words: NDArray[np.uint64], orientation: int | NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Return the hashes uint64 [n, 2] that the same images have in another orientation (see `orient`), one for all or [n]."""
+    """Return the hashes [n, 2] of the same images in another orientation (see `orient`): one for all, or int64 [n]."""
     turned = np.asarray(orientation)
     swapped = np.where((turned & 4 > 0)[..., None], words[:, ::-1], words)
     return np.asarray(swapped ^ _INVERTED[turned & 3])
@@ -138,7 +138,7 @@ def _content(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _pool_rows(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.unsignedinteger], int]:
-    """Return sums of blocks of rows, [rows, 3 * width], and the rows in a block; rows left over go at both edges evenly."""
+    """Return sums of blocks of rows, [rows, 3 * width], and the rows in a block; rows left over are not used."""
     height, width = rgb.shape[:2]
     tall = _block(height)
     rows = height // tall
@@ -150,7 +150,7 @@ def _pool_rows(rgb: NDArray[np.uint8]) -> tuple[NDArray[np.unsignedinteger], int
 
 @lru_cache(maxsize=256)
 def _block(height: int) -> int:
-    """Return how many rows are summed: exact bins where SIDE divides the height, else what leaves the fewest rows over."""
+    """Return the rows in a block: exact bins where SIDE divides the height, else what leaves the fewest rows over."""
     if height % SIDE == 0:
         return height // SIDE
     most = max(1, height // _POOLED)
@@ -158,7 +158,7 @@ def _block(height: int) -> int:
 
 
 def _thumbnail(sums: NDArray[np.unsignedinteger], tall: int) -> NDArray[np.uint8]:
-    """Return uint8 [SIDE, SIDE] grey averages by exact area of sums of `tall` rows [rows, 3 * width], rounded half up."""
+    """Return uint8 [SIDE, SIDE] grey averages by exact area, rounded half up, of sums of `tall` rows."""
     rows, width = len(sums), sums.shape[1] // 3
     exact = np.float32 if 255 * tall * 4 * width < 2**24 else np.float64  # whole numbers that this type holds exactly
     across = sums.astype(exact) @ _columns(width).astype(exact, copy=False)
@@ -169,7 +169,7 @@ def _thumbnail(sums: NDArray[np.unsignedinteger], tall: int) -> NDArray[np.uint8
 
 @lru_cache(maxsize=256)
 def _overlaps(length: int) -> NDArray[np.float64]:
-    """Return how much of each of `length` pixels lies in each of SIDE equal bins, in SIDE-ths of a pixel: [SIDE, length]."""
+    """Return [SIDE, length]: how much of each of `length` pixels lies in each of SIDE equal bins, in SIDE-ths."""
     first, pixel = np.arange(SIDE)[:, None] * length, np.arange(length) * SIDE
     shared = np.minimum(first + length, pixel + SIDE) - np.maximum(first, pixel)
     return np.maximum(shared, 0).astype(np.float64)

@@ -179,7 +179,10 @@ def write_samples(folder: Path, table: pa.Table) -> None:
     index = np.empty(table.num_rows, dtype=INDEX_DTYPE)
     for name in INDEX_DTYPE.names or ():
         index[name] = table.column(name).to_numpy()
-    np.save(folder / "samples.npy", index)
+    with open(folder / "samples.npy", "wb") as file:
+        # Not np.save: on a full disk it raises an OSError that does not say so.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(index))
+        file.write(index.view(np.uint8).data)
 
 
 def read_samples(folder: Path, columns: list[str] | None = None) -> pa.Table:

@@ -104,7 +104,7 @@ def _check_kind(image: Image.Image, kind: str) -> None:
 
 
 def _check_structure(data: bytes, kind: str) -> None:
-    """Check what PIL forgives and DALI does not: a PNG's damaged chunks or missing pixels, junk between JPEG segments."""
+    """Check what PIL forgives and DALI does not: a PNG's damaged chunks or missing rows, junk between JPEG segments."""
     if kind == "PNG":
         _check_png(data)
     elif kind == "JPEG":

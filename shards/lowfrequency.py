@@ -1,4 +1,4 @@
-"""Which pictures are alike at all: the lowest cosine frequencies of thumbnails, each in units of its spread over the set.
+"""Which pictures are alike at all: the lowest cosine frequencies of thumbnails, in units of their spread over the set.
 
 Fields of cells share most of what they show: something dark in the middle, pale ground. Dividing each frequency by
 its spread over the set gives the rest its weight. A picture that is turned or flipped has the same numbers in another
@@ -23,7 +23,7 @@ _BLOCK = 256  # descriptors compared with all others at a time
 
 
 def describe(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return descriptors float32 [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t]: `whiten` of their `frequencies`."""
+    """Return descriptors float32 [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t]."""
     return whiten(frequencies(thumbnails))
 
 
@@ -78,7 +78,7 @@ def turned(descriptors: NDArray[np.float32], orientation: int) -> NDArray[np.flo
     sign = np.where(np.arange(SIDE) % 2, -1, 1).astype(np.float32)
     grid = grid * sign[:, None] if orientation & 2 else grid
     grid = grid * sign if orientation & 1 else grid
-    return np.ascontiguousarray(grid.reshape(len(descriptors), -1))
+    return np.ascontiguousarray(grid.reshape(-1, SIDE * SIDE))
 
 
 def alike(
@@ -97,5 +97,5 @@ def alike(
             block = turned(first[start : start + _BLOCK], orientation)
             values = np.matmul(block, across, out=products[: len(block)]).ravel()
             found = np.flatnonzero(values >= least * _LENGTH**2)
-            one, other = np.divmod(found, len(second))
-            yield one + start, other, orientation, values[found] / np.float32(_LENGTH**2)
+            one, other = found // len(second), found % len(second)
+            yield one + start, other, orientation, (values[found] / _LENGTH**2).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Candidates for near-duplicates among very many images: hashes that agree in a random choice of bits, whichever way up.
+"""Candidates for near-duplicates among very many images: hashes that agree in some choice of bits, whichever way up.
 
 Locality-sensitive hashing by bit sampling (Indyk and Motwani, "Approximate nearest neighbors", STOC 1998; Gionis et
 al., VLDB 1999): the 128-bit hashes of all images, in all eight orientations, are sorted by several choices of their
@@ -87,12 +87,12 @@ def _band(turned: NDArray[np.uint64], mask: NDArray[np.uint64], allowed: int) ->
     """
     images = turned.shape[1]
     place_bits = np.uint64((images * ORIENTATIONS - 1).bit_length())
-    entries = np.empty((ORIENTATIONS, images), np.uint64)
+    table = np.empty((ORIENTATIONS, images), np.uint64)
     for turn, words in enumerate(turned):
         keys = (words[:, 0] & mask[0]) * _MIX[0] + (words[:, 1] & mask[1]) * _MIX[1]
-        entries[turn] = keys >> place_bits << place_bits
-        entries[turn] |= np.arange(turn, images * ORIENTATIONS, ORIENTATIONS, dtype=np.uint64)
-    entries = entries.ravel()
+        table[turn] = keys >> place_bits << place_bits
+        table[turn] |= np.arange(turn, images * ORIENTATIONS, ORIENTATIONS, dtype=np.uint64)
+    entries = table.ravel()
     entries.sort()
     first_of_key = entries[::_SLICE] >> place_bits << place_bits
     cuts = np.unique(np.append(np.searchsorted(entries, first_of_key), len(entries)))
@@ -142,7 +142,7 @@ def _parts(counts: NDArray[np.int64]) -> list[slice]:
 def _codes(
     image: NDArray[np.int64], turn: NDArray[np.int64], other: NDArray[np.int64], images: int
 ) -> NDArray[np.int64]:
-    """Return (a * images + b) * 8 + orientation, a < b, of images whose orientation `turn` looks like the other image."""
+    """Return (a * images + b) * 8 + orientation, a < b, of images that in orientation `turn` look like the other."""
     turn = np.where(other < image, turn, inverse(turn))
     codes = (np.minimum(image, other) * images + np.maximum(image, other)) * ORIENTATIONS + turn
     return np.asarray(codes[image != other])

@@ -76,7 +76,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Turn by any angle up to `degrees` either way; what comes from outside the image is filled with `fill` (0..255)."""
+    """Turn by any angle up to `degrees` either way; what comes from outside is filled with `fill` (0..255)."""
 
     degrees: float = 180.0
     fill: int = 255

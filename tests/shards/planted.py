@@ -1,4 +1,4 @@
-"""Features of drawn cell fields with planted copies (turned, cropped, encoded again), at any number, for duplicate tests.
+"""Features of any number of drawn cell fields with planted copies: turned, cropped and encoded again.
 
 A field is a sum of soft discs: one cell in the middle, whose size and place vary little from field to field,
 chromatin in its nucleus, and red cells with pale centres around it. It is a formula, so it can be drawn at any size
@@ -23,7 +23,7 @@ _TINT = np.array([0.6, 1.0, 0.25])  # how much red, green and blue the stain tak
 def planted_features(
     images: int, copies: int, seed: int = 0, crop: float = 0.03
 ) -> tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.int64]]:
-    """Return features [images], the planted pairs int64 [copies, 2] (original, copy) and the copies' orientations [copies].
+    """Return features [images], planted pairs int64 [copies, 2] (original, copy) and the copies' orientations [copies].
 
     Copies are the last `copies` images, their originals the first. Originals and copies are drawn large, cropped by
     up to `crop` a side, and go through JPEG; the images between them, which are there to be mistaken, are drawn as
@@ -71,7 +71,7 @@ def _draw(fields: NDArray[np.float32], side: int, edges: NDArray[np.float64]) ->
         place = (first + (last - first) * (np.arange(side) + 0.5) / side).astype(np.float32)
         profiles.append(np.exp(-(((place - fields[:, :, axis, None]) / fields[:, :, 2 + axis, None]) ** 2)))
     dark = (profiles[1] * fields[:, :, 4, None]).transpose(0, 2, 1) @ profiles[0]
-    return 235 * np.exp(-np.maximum(dark, 0))
+    return np.asarray(235 * np.exp(-np.maximum(dark, 0)), np.float32)
 
 
 def _photo(grey: NDArray[np.float32], orientation: int, quality: int) -> NDArray[np.uint8]:

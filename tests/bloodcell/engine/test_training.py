@@ -1,4 +1,4 @@
-"""Real training runs in real processes: two ranks, killed and resumed, judged on any number of ranks, stopped by faults."""
+"""Real training runs in real processes: two ranks, killed, resumed, judged on any number of them, stopped by faults."""
 
 from __future__ import annotations
 
@@ -42,16 +42,22 @@ def status(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "status.json").read_text()))
 
 
+SMALL_NET = """
+from torch import nn
+
+def build(classes, dropout=0.2):
+    first = [nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    second = [nn.Conv2d(16, 32, 3, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    last = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, classes)]
+    return nn.Sequential(*first, *second, *last)
+"""
+
+
 @pytest.fixture(scope="module")
 def small_net(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small network with BatchNorm and dropout, named as users name theirs: module:function."""
     folder = tmp_path_factory.mktemp("nets")
-    (folder / "small_net.py").write_text(
-        "from torch import nn\n"
-        "def build(classes, dropout=0.2):\n"
-        "    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, bias=False),\n"
-        "        nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, classes))\n"
-    )
+    (folder / "small_net.py").write_text(SMALL_NET)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     return "small_net:build"
 
@@ -109,7 +115,7 @@ def test_predictions_are_exact_and_the_same_on_any_number_of_ranks(undisturbed: 
     assert results[0][0]["accuracy"]["value"] == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize("moment", ["early", "late"])
+@pytest.mark.parametrize("moment", ["early", pytest.param("late", marks=pytest.mark.slow)])
 def test_killed_and_resumed_ends_bit_identical(
     undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path, moment: str
 ) -> None:
@@ -136,7 +142,7 @@ def test_killed_and_resumed_ends_bit_identical(
     assert losses == [(r["step"], r["train/loss"]) for r in records(undisturbed) if "train/loss" in r]
 
 
-@pytest.mark.parametrize("ranks", [1, 4])
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_other_world_sizes_see_the_same_micro_batches(
     undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path, ranks: int
 ) -> None:
