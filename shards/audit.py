@@ -30,7 +30,9 @@ CORRELATION = (
     0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
 )
 AFFORDABLE = 4e8  # pairs that are all compared, 5 to 10 s on two cores; more than these are searched in cells
-_SIMILAR = 0.6  # correlation of low frequencies that makes a pair worth aligning; cropped copies have 0.82 and more
+# Correlation of low frequencies that makes a pair worth aligning: where all pairs are compared, and in cells. Copies
+# cropped by 3 % a side have 0.82 and more, fields that were photographed twice, shifted by 6 %, 0.6.
+_SIMILAR = {True: 0.6, False: 0.7}
 _TREES, _CELL = 8, 2048  # ways to cut a large set, and images in a cell at most
 _TRIALS = 400
 _CROP = 0.03  # share of the side that a trial copy loses at each edge, at most
@@ -158,7 +160,7 @@ class _Search:
 
     def __init__(self, part: NDArray[np.int64], thumbnails: NDArray[np.uint8], *, exhaustive: bool) -> None:
         self.part, self.thumbnails, self.exhaustive = part, thumbnails, exhaustive
-        self.compared = 0
+        self.compared, self.least = 0, _SIMILAR[exhaustive]
         rng = np.random.RandomState(0)
         self.tried = rng.permutation(len(part))[:_TRIALS]
         self.copies = _cropped_copies(thumbnails[self.tried], rng)
@@ -193,7 +195,7 @@ class _Search:
         fits = np.zeros(len(self.tried), bool)
         for turn in range(ORIENTATIONS):
             like = turned(own, turn)
-            chosen = np.flatnonzero(meets & ((copied * like).sum(axis=1) >= _SIMILAR * (like * like).sum(axis=1)))
+            chosen = np.flatnonzero(meets & ((copied * like).sum(axis=1) >= self.least * (like * like).sum(axis=1)))
             turns = np.full(len(chosen), turn)
             aligned = compare(self.copies, chosen, self.thumbnails, self.tried[chosen], turns)
             fits[chosen[aligned >= correlation]] = True
@@ -207,7 +209,7 @@ class _Search:
         for place, few in enumerate(by_part):
             others = np.concatenate([np.zeros(0, np.int64), *by_part[place + 1 :]])
             self.compared += len(few) * len(others)
-            for one, other, turn, _ in alike(self.descriptors[few], self.descriptors[others], _SIMILAR):
+            for one, other, turn, _ in alike(self.descriptors[few], self.descriptors[others], self.least):
                 found.append((others[other] * rows + few[one]) * ORIENTATIONS + turn)
         return found
 

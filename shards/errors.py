@@ -47,12 +47,6 @@ class Fault(Stop):
     code = 70
 
 
-class Preempted(Stop):
-    """Stopped by a signal after saving: start again to go on."""
-
-    code = 85
-
-
 def nearest(name: str, known: list[str]) -> str:
     """Return ' (did you mean X?)' for the known name most like `name`, or an empty string."""
     import difflib
