@@ -28,6 +28,10 @@ PACKAGES = (
 )
 
 
+TICK_SECONDS = 5.0
+"""status.json is written at most this often while a run trains."""
+
+
 class RunFolder:
     """One run on disk.
 
@@ -100,9 +104,9 @@ class Status:
         self._begin = time.time()
 
     def tick(self, **values: Any) -> None:
-        """Change some values; write the file if a second has passed since it was last written."""
+        """Change some values; write the file if some seconds have passed since it was last written."""
         self.values.update(values)
-        if time.time() - self.values.get("time", 0) >= 1:
+        if time.time() - self.values.get("time", 0) >= TICK_SECONDS:
             self.update()
 
     def update(self, **values: Any) -> None:

@@ -80,7 +80,7 @@ class Output:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit code: 0, 1 (a check failed), 2 (bad input), 3 (environment), 70 (fault), 85."""
+    """Run one verb; return the exit code: 0, 1 (a check failed), 2 (bad input), 3 (environment), 70 (fault)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = given[0] if given else ""
     if verb in ("", "-h", "--help", "help"):

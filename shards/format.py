@@ -158,12 +158,10 @@ def read_dataset(folder: Path) -> DatasetInfo:
         ) from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise BadInput("dataset.json is not a bloodcell shard set", path, "pack the images with `bloodcell pack`")
-    if int(value.get("version", 0)) > VERSION:
-        raise BadInput(
-            f"the set has format version {value['version']}, this program reads up to {VERSION}",
-            path,
-            "update bloodcell",
-        )
+    version = value.get("version")
+    if not isinstance(version, int) or version > VERSION:
+        what = f"the set has format version {version}, this program reads up to {VERSION}"
+        raise BadInput(what, path, "update bloodcell")
     try:
         shards = [ShardInfo(**shard) for shard in value["shards"]]
         return DatasetInfo(**{**value, "shards": shards})

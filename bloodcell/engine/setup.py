@@ -65,7 +65,7 @@ class Job:
         on_first_rank(self.ranks, lambda: self.checkpoints.save(step, state, progress, best))
 
     def show(self, progress: Any, meter: Meter) -> None:
-        """Bring status.json up to date, at most about once a second."""
+        """Bring status.json up to date, every few seconds."""
         rate = meter.images / meter.seconds if meter.seconds else 0.0
         self.status.tick(
             state="training",
