@@ -129,7 +129,6 @@ def take_up(folder: RunFolder, base: Config, flags: Flat, content: dict[str, Any
     if changed:
         said = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())
         raise BadInput(f"the run was started with another recipe ({said})", folder.path, "choose another --run")
-    flags = {key: value for key, value in flags.items() if key != "data.set"}
     return override(folder.config(), flags)
 
 

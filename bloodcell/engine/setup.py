@@ -61,8 +61,12 @@ class Job:
     def save(self, step: int, progress: dict[str, Any], best: bool) -> None:
         """Write a checkpoint. Collective; raises EnvironmentFault on all ranks if the first one cannot write."""
         state = self.strategy.state_dict()
-        on_first_rank(self.ranks, self.tracker.flush)
-        on_first_rank(self.ranks, lambda: self.checkpoints.save(step, state, progress, best))
+
+        def write() -> None:
+            self.tracker.flush()
+            self.checkpoints.save(step, state, progress, best)
+
+        on_first_rank(self.ranks, write)
 
     def show(self, progress: Any, meter: Meter) -> None:
         """Bring status.json up to date, every few seconds."""

@@ -89,11 +89,13 @@ def test_a_run_leaves_what_the_design_says(undisturbed: Path, small_set: Path) -
     assert any("val/macro_f1" in record for record in records(undisturbed))
 
 
-def test_the_same_command_again_changes_nothing(undisturbed: Path, small_set: Path, small_net: str) -> None:
+def test_the_same_command_again_changes_nothing(
+    undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path
+) -> None:
+    """Also where the set has moved: what counts is what it holds."""
     before = (undisturbed / "model.safetensors").read_bytes()
-    done = bloodcell(
-        "train", "cnn5", "--data", small_set, "--run", undisturbed, "--model.name", small_net, *FAST, ranks=2
-    )
+    moved = shutil.copytree(small_set, tmp_path / "elsewhere")
+    done = bloodcell("train", "cnn5", "--data", moved, "--run", undisturbed, "--model.name", small_net, *FAST, ranks=2)
     assert done.code == 0, done.err
     assert (undisturbed / "model.safetensors").read_bytes() == before
     assert status(undisturbed)["attempt"] >= 2
