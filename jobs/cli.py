@@ -19,6 +19,8 @@ SCHEMA = "bloodcell/1"
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("jobs.demo", "the whole way in one command: draw, pack, train on two ranks, evaluate, report"),
     "synth": ("jobs.data", "draw a labelled set of smear images"),
+    "scan": ("jobs.data", "look before you pack: duplicates, defects, outliers, shortcuts; decisions to edit"),
+    "download": ("jobs.data", "get a public set of images, or say how to get it by hand"),
     "pack": ("jobs.data", "clean and split images and write the shard set"),
     "verify": ("jobs.data", "check every byte of a shard set again"),
     "train": ("jobs.train", "train a recipe, here or under torchrun or srun"),

@@ -1,4 +1,4 @@
-"""The verbs of the data floor: synth, pack, verify. They load no torch."""
+"""The verbs of the data floor: synth, scan, download, pack, verify. They load no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from shards.errors import BadInput
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of synth, pack or verify."""
+    """Declare the arguments of synth, scan, download, pack or verify."""
     if verb == "synth":
         from shards.synth import SynthOptions
 
@@ -21,9 +21,22 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     elif verb == "pack":
         from shards.pack import PackOptions
 
-        parser.add_argument("source", type=Path, metavar="DIR", help="folder with one folder of images for each class")
+        parser.add_argument(
+            "source", type=Path, metavar="DIR", help="folder with one folder of images for each class, or an .npz"
+        )
         parser.add_argument("target", type=Path, metavar="SET", help="shard set to make")
         add_options(parser, PackOptions)
+    elif verb == "scan":
+        from shards.scan import ScanOptions
+
+        parser.add_argument("source", type=Path, metavar="DIR", help="folder with one folder of images for each class")
+        parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder to make (DIR's name with -scan, here)")
+        add_options(parser, ScanOptions)
+    elif verb == "download":
+        parser.add_argument(
+            "name", metavar="NAME", help="a data set of shards/datasets, or a .toml file that describes one"
+        )
+        parser.add_argument("--to", type=Path, metavar="DIR", help="folder to make (the name of the set, here)")
     else:
         parser.add_argument("set", type=Path, metavar="SET", help="shard set")
         parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one for each core")
@@ -34,9 +47,11 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
     hints = get_type_hints(options)
     for leaf in dataclasses.fields(options):
         flag, kind = f"--{leaf.name.replace('_', '-')}", hints[leaf.name]
-        shown = "none" if leaf.default == "" else leaf.default
+        shown = "none" if leaf.default in ("", ()) else leaf.default
         about = f"{leaf.metadata.get('help', '')} ({shown})".strip()
-        if kind is bool:
+        if kind == tuple[str, ...]:
+            parser.add_argument(flag, dest=leaf.name, action="append", metavar="PATH", help=about.replace("%", "%%"))
+        elif kind is bool:
             parser.add_argument(
                 flag, dest=leaf.name, default=leaf.default, action=argparse.BooleanOptionalAction, help=about
             )
@@ -46,12 +61,15 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
 
 def options_from(parsed: argparse.Namespace, options: type) -> Any:
     """Return the options dataclass filled from parsed arguments."""
-    return options(**{leaf.name: getattr(parsed, leaf.name) for leaf in dataclasses.fields(options)})
+    given = {leaf.name: getattr(parsed, leaf.name) for leaf in dataclasses.fields(options)}
+    # argparse leaves a flag that may come several times as a list, or None.
+    lists = {leaf.name for leaf in dataclasses.fields(options) if isinstance(leaf.default, tuple)}
+    return options(**{name: tuple(value or ()) if name in lists else value for name, value in given.items()})
 
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Run synth, pack or verify; return the result and the lines for people."""
-    return {"synth": _synth, "pack": _pack, "verify": _verify}[verb](parsed)
+    """Run synth, scan, download, pack or verify; return the result and the lines for people."""
+    return {"synth": _synth, "scan": _scan, "download": _download, "pack": _pack, "verify": _verify}[verb](parsed)
 
 
 def _synth(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -59,6 +77,30 @@ def _synth(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
     result = synthesise(parsed.output, options_from(parsed, SynthOptions), parsed.workers)
     return result, [f"{parsed.output}: {result['images']} images drawn", f"next: bloodcell pack {parsed.output} SET"]
+
+
+def _scan(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from shards.scan import ScanOptions, scan
+
+    target = parsed.out or Path(f"{parsed.source.resolve().name}-scan")
+    result = scan(parsed.source, target, options_from(parsed, ScanOptions))
+    lines = [f"{result['images']} images, {result['usable']} usable"]
+    counts = {**result["rejected"], **result["flags"]}
+    lines += [f"  {n:>8}  {name}" for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    lines += [f"  shortcut: {sentence}" for sentence in result["shortcuts"]]
+    suggested = result["suggested"]
+    lines.append(f"suggested: drop {suggested['drop']}, look at {suggested['keep']} more")
+    lines += [f"report: {result['report']}", f"next: edit {result['decisions']}, then bloodcell pack --decisions"]
+    return result, lines
+
+
+def _download(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from jobs.download import download
+    from shards.definitions import read_definition
+
+    definition = read_definition(parsed.name)
+    result = download(definition, parsed.name, parsed.to or Path(definition.name))
+    return result, [f"{parsed.name}: {result['files']:,} files in {result['folder']}", f"next: {result['next']}"]
 
 
 def _pack(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

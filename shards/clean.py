@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 
 from shards.console import progress
 from shards.duplicates import connected, exact_groups, near_pairs
-from shards.features import FEATURES_DTYPE, compute
+from shards.features import compute
 from shards.images import UnusableImageError, examine
 from shards.parallel import chunked, map_ordered
 from shards.sources import Item
@@ -22,6 +22,9 @@ CHUNK = 64
 
 MAX_BYTES = 1 << 30
 """Files larger than this are rejected unread."""
+
+Measure = Callable[[np.ndarray], np.ndarray]
+"""From RGB pixels uint8 [height, width, 3] to one record of features."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,18 @@ class Cleaned:
     findings: dict[str, object]
 
 
-def clean(items: Sequence[Item], workers: int, near: bool = True) -> Cleaned:
-    """Examine all items and return what can be packed; len(images) + len(rejected) == len(items)."""
+def clean(items: Sequence[Item], workers: int, near: bool = True, dropped: Mapping[str, str] | None = None) -> Cleaned:
+    """Examine all items and return what can be packed; len(images) + len(rejected) == len(items).
+
+    `dropped` names sources that a person decided to leave out, and why. They are left out before duplicates and
+    contradictions are judged (of one picture under two labels the other may stay), but the groups that they link are
+    still joined.
+    """
+    dropped = dropped or {}
     images, features, rejected = examine_all(items, workers)
-    keep, doubles, links = _exact(images)
-    rejected += doubles
+    keep, doubles, links = _exact(images, dropped)
+    rejected = [r for r in rejected if r.item.source not in dropped] + doubles
+    rejected += [Reject(item, "decision", dropped[item.source]) for item in items if item.source in dropped]
     joined = _join_names([image.item.group for image in images], links)
     kept = [images[i] for i in keep]
     names = [joined[images[i].item.group] if images[i].item.group else "" for i in keep]
@@ -91,17 +101,26 @@ def clean(items: Sequence[Item], workers: int, near: bool = True) -> Cleaned:
     return Cleaned(kept, features, groups, rejected, findings)
 
 
-def examine_all(items: Sequence[Item], workers: int) -> tuple[list[Image], np.ndarray, list[Reject]]:
-    """Read, decode and hash every item; return the images, their features and the ones that cannot be used."""
+def examine_all(
+    items: Sequence[Item], workers: int, measure: Measure = compute
+) -> tuple[list[Image], np.ndarray, list[Reject]]:
+    """Read, decode and hash every item; return the images, their features and the ones that cannot be used.
+
+    `measure` makes one record of the features from the RGB pixels uint8 [height, width, 3].
+    """
     images: list[Image] = []
     rejected: list[Reject] = []
     features: list[np.ndarray] = []
-    results = map_ordered(_examine_chunk, chunked(items, CHUNK), workers)
+    results = map_ordered(partial(_examine_chunk, measure), chunked(items, CHUNK), workers)
     for seen, rows, bad in _ticking(results, len(items)):
         images += seen
         rejected += bad
         features.append(rows)
-    return images, np.concatenate([np.empty(0, FEATURES_DTYPE), *features]), rejected
+    return images, np.concatenate([_no_rows(measure), *features]), rejected
+
+
+def _no_rows(measure: Measure) -> np.ndarray:
+    return np.empty(0, measure(np.zeros((1, 1, 3), np.uint8)).dtype)
 
 
 def _ticking(results: Iterable[tuple[list[Image], np.ndarray, list[Reject]]], total: int) -> Iterable:
@@ -116,10 +135,10 @@ def _ticking(results: Iterable[tuple[list[Image], np.ndarray, list[Reject]]], to
     return (chunk for chunk in progress(images(), "examining", total) if chunk is not None)
 
 
-def _examine_chunk(items: list[Item]) -> tuple[list[Image], np.ndarray, list[Reject]]:
+def _examine_chunk(measure: Measure, items: list[Item]) -> tuple[list[Image], np.ndarray, list[Reject]]:
     images: list[Image] = []
     rejected: list[Reject] = []
-    features = np.empty(len(items), FEATURES_DTYPE)
+    features = np.empty(len(items), _no_rows(measure).dtype)
     for item in items:
         reject = partial(Reject, item)
         try:
@@ -131,7 +150,7 @@ def _examine_chunk(items: list[Item]) -> tuple[list[Image], np.ndarray, list[Rej
         except OSError as error:
             rejected.append(reject("unreadable", error.strerror or str(error)))
             continue
-        features[len(images)] = compute(seen.rgb)
+        features[len(images)] = measure(seen.rgb)
         images.append(
             Image(
                 item,
@@ -158,15 +177,18 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _exact(images: list[Image]) -> tuple[list[int], list[Reject], list[tuple[str, str]]]:
+def _exact(images: list[Image], dropped: Mapping[str, str]) -> tuple[list[int], list[Reject], list[tuple[str, str]]]:
     """Return the positions to keep, the duplicates and contradictions, and pairs of groups that share an image."""
-    drop: set[int] = set()
+    drop = {i for i, image in enumerate(images) if image.item.source in dropped}
     rejected: list[Reject] = []
     links: list[tuple[str, str]] = []
     for cluster in exact_groups([image.pixels_sha256 for image in images]):
-        first, *others = [images[i] for i in cluster]
-        named = [image.item.group for image in (first, *others) if image.item.group]
+        named = [images[i].item.group for i in cluster if images[i].item.group]
         links += [(named[0], name) for name in named[1:]]
+        cluster = [i for i in cluster if i not in drop]
+        if not cluster:
+            continue
+        first, *others = [images[i] for i in cluster]
         if len({images[i].item.label for i in cluster}) > 1:
             drop.update(cluster)
             members = ", ".join(images[i].item.source for i in cluster)

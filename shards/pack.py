@@ -17,6 +17,7 @@ from shards.atomic import new_folder
 from shards.audit import audit, summary
 from shards.clean import Cleaned, clean
 from shards.console import progress, say, warn
+from shards.decisions import digest, read_decisions
 from shards.errors import BadInput, EnvironmentFault, Fault
 from shards.format import (
     REJECTED_COLUMNS,
@@ -26,9 +27,11 @@ from shards.format import (
     write_dataset,
     write_samples,
 )
+from shards.kept import keep_split, shares_of
 from shards.parallel import available_cores, map_ordered
 from shards.report import write_set_report
-from shards.sources import as_text, list_folder, list_table
+from shards.sources import Listing, as_text
+from shards.sources.gather import Request, gathered
 from shards.split import Split, order_key, parse_fractions, split
 from shards.write import Sample, plan_shards, sample_table, write_shard
 
@@ -43,9 +46,20 @@ class PackOptions:
     split: str = field(default="80/10/10", metadata={"help": "shares of train, val and test in percent"})
     folds: int = field(default=0, metadata={"help": "cross-validation folds instead of --split; 0 is none"})
     seed: int = field(default=0, metadata={"help": "of the split and of the order inside the shards"})
+    dataset: str = field(default="", metadata={"help": "definition of a known data set: its name, or a .toml file"})
+    also: tuple[str, ...] = field(default=(), metadata={"help": "a further folder or .npz; may be given several times"})
+    labels: str = field(
+        default="", metadata={"help": "table of label (as found) and class (as wanted) for all folders"}
+    )
+    trees: str = field(default="", metadata={"help": "with --dataset: which versions of its pictures, A,B or all"})
+    keep_splits: bool = field(default=False, metadata={"help": "keep the split whose folders the images lie in"})
+    merge_splits: bool = field(
+        default=False, metadata={"help": "divide anew images that lie in the folders of a split"}
+    )
     table: str = field(default="", metadata={"help": "CSV, TSV or parquet with path, label and group columns"})
     group_column: str = field(default="", metadata={"help": "column of --table that names patient or slide"})
     group_pattern: str = field(default="", metadata={"help": "regular expression that finds the group in a path"})
+    decisions: str = field(default="", metadata={"help": "CSV of path, keep or drop, reason, as scan suggests it"})
     near: bool = field(default=True, metadata={"help": "search near-duplicates and keep them in one part"})
     shard_bytes: int = field(default=256 << 20, metadata={"help": "largest size of a shard in bytes"})
     shard_samples: int = field(default=10_000, metadata={"help": "largest number of samples in a shard"})
@@ -66,27 +80,46 @@ def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
     _check_target(target)
     if options.workers < 0:
         raise BadInput(f"{options.workers} processes", "--workers", "give 1 or more, or 0 for one on each core")
+    if options.keep_splits and options.folds:
+        raise BadInput("a split is kept or folds are made, not both", "--keep-splits, --folds", "choose one")
     fractions = _fractions(options)
+    with gathered(_request(source, target, options)) as listing:
+        others = f", {listing.ignored:,} other files" if listing.ignored else ""
+        say(f"{len(listing.items):,} images below {', '.join([str(source), *options.also])}{others}")
+        return _pack(listing, source, target, options, fractions)
+
+
+def _request(source: Path, target: Path, options: PackOptions) -> Request:
+    return Request(
+        (source, *map(Path, options.also)),
+        _existing_parent(target),
+        table=options.table,
+        group_column=options.group_column,
+        group_pattern=options.group_pattern,
+        dataset=options.dataset,
+        trees=options.trees,
+        labels=options.labels,
+        keep_splits=options.keep_splits,
+        merge_splits=options.merge_splits,
+    )
+
+
+def _pack(
+    listing: Listing, source: Path, target: Path, options: PackOptions, fractions: dict[str, float]
+) -> dict[str, Any]:
     workers = options.workers or available_cores()
-    listing = (
-        list_table(source, Path(options.table), options.group_column or None)
-        if options.table
-        else list_folder(source, options.group_pattern or None)
-    )
-    say(
-        f"{len(listing.items):,} images below {source}"
-        + (f", {listing.ignored} other files" if listing.ignored else "")
-    )
-    cleaned = clean(listing.items, workers, options.near)
+    sources = {item.source for item in listing.items}
+    dropped = read_decisions(Path(options.decisions), sources) if options.decisions else {}
+    cleaned = clean(listing.items, workers, options.near, dropped)
     classes = sorted({item.label for item in listing.items})
     _check_classes_left(classes, cleaned, source)
-    samples, division = _place(cleaned, classes, fractions, options.seed)
-    audited = _audit(samples, cleaned, options.allow_leaks)
+    samples, division = _place(cleaned, classes, fractions, options)
+    audited = _audit(samples, cleaned, options)
     if len(samples) + len(cleaned.rejected) != len(listing.items):
         raise Fault(f"{len(listing.items)} images in, {len(samples)} to pack, {len(cleaned.rejected)} rejected", source)
     _check_space(target, sum(sample.image.size for sample in samples))
     with new_folder(target) as folder:
-        info = _write(folder, samples, classes, division, audited, cleaned, options, workers, source)
+        info = _write(folder, samples, classes, division, audited, cleaned, options, workers, source, listing.encoder)
         write_set_report(folder)
     return _result(info, target)
 
@@ -128,11 +161,18 @@ def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> N
             )
 
 
-def _place(cleaned: Cleaned, classes: list[str], fractions: dict[str, float], seed: int) -> tuple[list[Sample], Split]:
+def _place(
+    cleaned: Cleaned, classes: list[str], fractions: dict[str, float], options: PackOptions
+) -> tuple[list[Sample], Split]:
     """Name, split and order the samples: part by part, shuffled inside each part by the seed."""
+    seed = options.seed
     keys = make_keys([image.item.source for image in cleaned.images])
     labels = [classes.index(image.item.label) for image in cleaned.images]
-    division = split(labels, cleaned.groups, keys, fractions, seed, classes)
+    if options.keep_splits:
+        parts = [image.item.part for image in cleaned.images]
+        division = keep_split(parts, labels, cleaned.groups, keys, fractions, seed, classes)
+    else:
+        division = split(labels, cleaned.groups, keys, fractions, seed, classes)
     order = sorted(range(len(keys)), key=lambda i: (division.assignment[i], order_key(seed, keys[i])))
     samples = [
         Sample(cleaned.images[i], keys[i], labels[i], cleaned.groups[i], division.parts[division.assignment[i]])
@@ -153,7 +193,7 @@ def make_keys(sources: list[str]) -> list[str]:
     return keys
 
 
-def _audit(samples: list[Sample], cleaned: Cleaned, allow_leaks: bool) -> dict[str, Any]:
+def _audit(samples: list[Sample], cleaned: Cleaned, options: PackOptions) -> dict[str, Any]:
     position = {image.item.source: i for i, image in enumerate(cleaned.images)}
     rows = np.array([position[sample.image.item.source] for sample in samples], dtype=np.int64)
     parts = [sample.part for sample in samples]
@@ -165,13 +205,18 @@ def _audit(samples: list[Sample], cleaned: Cleaned, allow_leaks: bool) -> dict[s
     )
     names = [sample.image.item.source for sample in samples]
     result = summary(found, names)
-    if found.leaks and not allow_leaks:
+    if found.leaks and not options.allow_leaks:
         first = found.leaks[0]
         raise BadInput(
             f"the split leaks: {len(found.leaks)} times, first {names[first.a]} ({parts[first.a]}) and "
             f"{names[first.b]} ({parts[first.b]}), {first.kind}",
             "audit",
-            "let near-duplicates and patients be grouped, or --allow-leaks to write a set marked as leaking",
+            (
+                "--merge-splits to divide all images anew"
+                if options.keep_splits
+                else "let near-duplicates and patients be grouped"
+            )
+            + ", or --allow-leaks to write a set marked as leaking",
         )
     if found.leaks:
         warn(f"the split leaks {len(found.leaks)} times; the set and every report made from it will say so")
@@ -197,6 +242,7 @@ def _write(
     options: PackOptions,
     workers: int,
     source: Path,
+    encoder: str,
 ) -> DatasetInfo:
     plans = plan_shards(samples, classes, options.shard_bytes, options.shard_samples, folder)
     written = list(progress(map_ordered(write_shard, plans, workers), "writing shards", len(plans)))
@@ -212,15 +258,19 @@ def _write(
     for sample in samples:
         counts[sample.part][classes[sample.label]] += 1
     stored = {name: value for name, value in asdict(options).items() if name != "workers"}
-    stored["table"] = as_text(Path(Path(options.table).name)) if options.table else ""
+    for name in ("table", "dataset", "labels", "decisions"):
+        stored[name] = as_text(Path(Path(stored[name]).name)) if stored[name] else ""
+    stored["also"] = [as_text(Path(Path(root).resolve().name)) for root in options.also]
+    if options.decisions:
+        stored["decisions_sha256"] = digest(Path(options.decisions))
     info = DatasetInfo(
         classes=classes,
         shards=shards,
         splits=_splits(division.parts, shards),
         samples=counts,
         split={
-            "method": "stratified, grouped",
-            "fractions": _fractions(options),
+            "method": "kept as it was found" if options.keep_splits else "stratified, grouped",
+            "fractions": shares_of(division) if options.keep_splits else _fractions(options),
             "seed": options.seed,
             "deviation": round(division.deviation, 6),
         },
@@ -229,21 +279,20 @@ def _write(
         images_in=len(samples) + len(cleaned.rejected),
         rejected=len(cleaned.rejected),
         fingerprint=fingerprint(classes, [(s.part, s.label, s.image.sha256) for s in samples]),
-        extra={"duplicates": cleaned.findings},
+        extra={"duplicates": cleaned.findings, **({"encoder": encoder} if encoder else {})},
     )
     write_dataset(folder, info)
     return info
 
 
 def _splits(parts: list[str], shards: list[ShardInfo]) -> dict[str, list[str]]:
-    """Name the splits: each part is one, or each fold gives a train, a val and a test split."""
+    """Name the splits: each part is one, but each fold gives a train, a val and a test split."""
     files = {part: [shard.file for shard in shards if shard.part == part] for part in parts}
-    if not parts[0].startswith("fold"):
-        return files
-    splits = {}
-    for k, part in enumerate(parts):
-        val = parts[(k + 1) % len(parts)]
-        rest = [name for name in parts if name not in (part, val)]
+    folds = [part for part in parts if part.startswith("fold")]
+    splits = {part: files[part] for part in parts if part not in folds}
+    for k, part in enumerate(folds):
+        val = folds[(k + 1) % len(folds)]
+        rest = [name for name in folds if name not in (part, val)]
         splits[f"fold{k}/train"] = [file for name in rest for file in files[name]]
         splits[f"fold{k}/val"] = files[val]
         splits[f"fold{k}/test"] = files[part]

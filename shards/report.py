@@ -267,7 +267,7 @@ def command(info: DatasetInfo) -> str:
     """Return the command that packs the same set again from a folder of the same name."""
     words = ["bloodcell", "pack", str(info.options.get("source") or "IMAGES"), "SET"]
     for name, value in info.options.items():
-        if name == "source" or value in ("", None) or SILENT_OPTIONS.get(name, ...) == value:
+        if name in ("source", "decisions_sha256") or value in ("", None) or SILENT_OPTIONS.get(name, ...) == value:
             continue
         if name == "split" and info.options.get("folds"):
             continue

@@ -66,7 +66,9 @@ def test_a_file_says_what_it_does_and_stays_readable(path: Path) -> None:
     assert len(text.splitlines()) <= 330, "split this file"
 
 
-@pytest.mark.parametrize("verb", ["", "pack", "verify", "synth", "train", "evaluate", "demo", "bench", "zoo", "report"])
+@pytest.mark.parametrize(
+    "verb", ["", "pack", "verify", "synth", "scan", "train", "evaluate", "demo", "bench", "zoo", "report"]
+)
 def test_help_loads_no_torch(verb: str) -> None:
     code = (
         "import sys, jobs.cli\n"

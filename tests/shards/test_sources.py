@@ -56,13 +56,19 @@ def test_groups_from_names(tmp_path: Path) -> None:
         ([], "no images here"),
         (["a/1.jpg"], "only one class"),
         (["a/1.jpg", "b/2.jpg", "3.jpg"], "beside the class folders"),
-        (["TRAIN/a/1.jpg", "TRAIN/b/2.jpg"], "two or more folders deep"),
+        (["x/a/1.jpg", "x/b/2.jpg"], "two or more folders deep"),
     ],
 )
 def test_folders_that_will_not_do(tmp_path: Path, names: list[str], message: str) -> None:
     _touch(tmp_path, *names)
     with pytest.raises(BadInput, match=message):
         list_folder(tmp_path)
+
+
+def test_the_folders_of_a_split(tmp_path: Path) -> None:
+    _touch(tmp_path, "TRAIN/a/1.jpg", "TRAIN/b/2.jpg", "Validation/a/deep/3.jpg", "fold_02/b/4.jpg")
+    found = [(item.label, item.part) for item in list_folder(tmp_path).items]
+    assert found == [("a", "train"), ("b", "train"), ("a", "val"), ("b", "fold2")]
 
 
 def test_no_folder_and_no_regular_expression(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Class folders, also below the folders of an existing split: `<class>/image`, `TRAIN/<class>/image`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from shards.errors import BadInput
+from shards.images import IMAGE_SUFFIXES
+from shards.sources.items import (
+    Item,
+    Listing,
+    check_classes,
+    compile_pattern,
+    find_group,
+    spelling,
+    split_part,
+    walk,
+)
+
+
+def list_folder(root: Path, group_pattern: str | None = None) -> Listing:
+    """List `root/<class>/**/image`, sorted by path; each folder below `root` that holds images is a class.
+
+    Where `root` holds nothing but the folders of a split (train, val, test, fold0, ... in any spelling), the class
+    folders are looked for in those, and each item says in which part it lies.
+
+    Args:
+        root: the folder of class folders.
+        group_pattern: a regular expression over the path below `root`; its first group (or the whole match) names
+            the sample's group (patient, slide). Files it does not match have no group.
+
+    Raises:
+        BadInput: no such folder, unreadable, no images, images beside the class folders, or fewer than two classes.
+    """
+    listing = list_classes(root, group_pattern)
+    check_classes(listing.items, root)
+    return listing
+
+
+def list_classes(root: Path, group_pattern: str | None = None, splits: Mapping[str, str] | None = None) -> Listing:
+    """Do as `list_folder`, but take a folder with one class (another root may bring the others).
+
+    `splits` names further folders that are parts of a split: folder name -> part.
+    """
+    own = {spelling(name): part for name, part in (splits or {}).items()}
+
+    def part_of(name: str) -> str:
+        return own.get(spelling(name)) or split_part(name)
+
+    pattern = compile_pattern(group_pattern)
+    files = walk(root)
+    images = [(path, source) for path, source in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        raise BadInput("no images here", root, "give the folder that holds one folder of images for each class")
+    split = _is_split(root, [source for _, source in images], part_of)
+    items = []
+    for path, source in images:
+        top, below = source.split("/")[:2]
+        part, label = (part_of(top), below) if split else ("", top)
+        items.append(Item(path, source, label, find_group(pattern, source), part))
+    return Listing(items, len(files) - len(images))
+
+
+def _is_split(root: Path, sources: list[str], part_of: Callable[[str], str]) -> bool:
+    """Whether the images lie in the class folders of split folders; raises BadInput where they lie in neither."""
+    loose = [source for source in sources if "/" not in source]
+    if loose:
+        raise BadInput(f"{len(loose)} images lie beside the class folders", root / loose[0], "move them into one")
+    tops = sorted({source.split("/")[0] for source in sources})
+    direct = sorted({source.split("/")[0] for source in sources if source.count("/") == 1})
+    parts = [name for name in tops if part_of(name)]
+    if len(parts) == len(tops) and direct:
+        raise BadInput(
+            f"the split folder {direct[0]!r} holds images but no class folders",
+            root / direct[0],
+            "give each split folder one folder for each class, or use --table",
+        )
+    if len(parts) == len(tops):
+        return True
+    if direct:
+        return False
+    inner = sorted({source.rsplit("/", 1)[0] for source in sources})[0]
+    if parts:
+        other = next(name for name in tops if name not in parts)
+        raise BadInput(
+            f"{other!r} lies beside split folders ({', '.join(parts)}) and is none",
+            root / other,
+            "call it train, val, test or fold0, fold1, ..., move it away, or describe the data set with --dataset",
+        )
+    raise BadInput(
+        "the images lie two or more folders deep", root / inner, "give the folder that holds the class folders"
+    )

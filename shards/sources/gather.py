@@ -1,0 +1,182 @@
+"""One listing from all that was asked for: several roots, archives, a table, a definition, a map of labels."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from shards.console import say, warn
+from shards.definitions import Definition, read_definition
+from shards.errors import BadInput, nearest
+from shards.sources.archive import encoder, unpack
+from shards.sources.defined import list_defined, warn_of_counts
+from shards.sources.folder import list_classes
+from shards.sources.items import Item, Listing, as_text, check_classes
+from shards.sources.table import list_table, read_table
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to list. Empty texts ask for nothing.
+
+    Attributes:
+        roots: folders, or `.npz` archives.
+        scratch: an existing folder in which archives are unpacked for the while.
+        table, group_column, group_pattern, trees: as `list_table`, `list_folder` and `list_defined` take them.
+        dataset: name or path of a definition.
+        labels: a table with the columns `label` (as found) and `class` (as wanted; empty leaves the images out).
+        keep_splits, merge_splits: what becomes of a split that the images lie in.
+    """
+
+    roots: tuple[Path, ...]
+    scratch: Path
+    table: str = ""
+    group_column: str = ""
+    group_pattern: str = ""
+    dataset: str = ""
+    trees: str = ""
+    labels: str = ""
+    keep_splits: bool = False
+    merge_splits: bool = False
+
+    @property
+    def where(self) -> Path:
+        """The first root, for messages."""
+        return self.roots[0]
+
+
+@contextmanager
+def gathered(request: Request) -> Iterator[Listing]:
+    """Give the listing of all roots, sorted by name; unpacked archives last as long as the context.
+
+    With several roots, each item's source begins with the name of its root (`name-2` where two share one).
+
+    Raises:
+        BadInput: what was asked for contradicts itself or the files; a split that is neither kept nor merged.
+    """
+    _check(request)
+    definition = read_definition(request.dataset) if request.dataset else None
+    with ExitStack() as stack:
+        if request.table:
+            listing = list_table(request.where, Path(request.table), request.group_column or None, request.keep_splits)
+        else:
+            listing = _joined([_list(root, request, definition, stack) for root in request.roots], request.roots)
+        listing = _with_split(listing, request)
+        if definition:
+            warn_of_counts(listing.items, definition)
+            for note in definition.notes:
+                say(f"{definition.name}: {note}")
+        if request.labels:
+            listing = _relabelled(listing, Path(request.labels))
+        check_classes(listing.items, request.where)
+        yield listing
+
+
+def _check(request: Request) -> None:
+    if request.keep_splits and request.merge_splits:
+        raise BadInput("a split is kept or merged, not both", "--keep-splits, --merge-splits", "choose one")
+    if request.table and (request.dataset or len(request.roots) > 1):
+        raise BadInput(
+            "a table names all images itself", "--table", "leave out --also and --dataset, or put all rows in one table"
+        )
+    if request.trees and not request.dataset:
+        raise BadInput("trees are known from a definition only", "--trees", "name it with --dataset")
+
+
+def _list(root: Path, request: Request, definition: Definition | None, stack: ExitStack) -> Listing:
+    archive = _archive(root, definition)
+    if archive:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".unpacked-", dir=request.scratch)))
+        unpack(archive, folder)
+        root = folder
+    if definition is None:
+        listing = list_classes(root, request.group_pattern or None)
+    else:
+        listing = list_defined(root, definition, request.trees, request.group_pattern)
+    return replace(listing, encoder=encoder()) if archive else listing
+
+
+def _archive(root: Path, definition: Definition | None) -> Path | None:
+    """Return the archive that a root is, or that the definition says lies in it."""
+    if root.suffix.lower() == ".npz" and not root.is_dir():
+        return root
+    if definition is None or not definition.archive or not root.is_dir():
+        return None
+    found = sorted(root.glob(definition.archive))
+    if len(found) > 1:
+        said = ", ".join(path.name for path in found)
+        raise BadInput(f"several archives: {said}", root, "give one of them in place of the folder")
+    return found[0] if found else None
+
+
+def _joined(listings: list[Listing], roots: tuple[Path, ...]) -> Listing:
+    """Put the listings of several roots into one."""
+    if len(listings) == 1:
+        return replace(listings[0], items=sorted(listings[0].items, key=lambda item: item.source))
+    same = [path for path, n in Counter(root.resolve() for root in roots).items() if n > 1]
+    if same:
+        raise BadInput("one folder is given twice", same[0], "name it once")
+    items: list[Item] = []
+    seen: Counter[str] = Counter()
+    for root, listing in zip(roots, listings, strict=True):
+        name = as_text(Path(root.resolve().name)) or "root"
+        seen[name] += 1
+        prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        items += [replace(item, source=f"{prefix}/{item.source}") for item in listing.items]
+    items.sort(key=lambda item: item.source)
+    doubled = [source for source, n in Counter(item.source for item in items).items() if n > 1]
+    if doubled:
+        raise BadInput(f"two roots give one name to different images: {doubled[0]}", "--also", "rename one of them")
+    return Listing(items, sum(listing.ignored for listing in listings), max(listing.encoder for listing in listings))
+
+
+def _relabelled(listing: Listing, path: Path) -> Listing:
+    """Return the listing with the classes of a label map; labels that the map leaves out are an error."""
+    table = read_table(path)
+    for column in ("label", "class"):
+        if column not in table.column_names:
+            raise BadInput(f"no column {column!r}", path, "give the columns label (as found) and class (as wanted)")
+    labels, classes = (table.column(name).to_pylist() for name in ("label", "class"))
+    known = {str(label): str(name or "") for label, name in zip(labels, classes, strict=True)}
+    if len(known) < len(labels):
+        raise BadInput("a label stands in the map twice", path, "keep one row for each label")
+    for label in sorted({item.label for item in listing.items}):
+        if label not in known:
+            raise BadInput(
+                f"the label {label!r} is not in the map", path, nearest(label, list(known)) or "add a row for it"
+            )
+    items = [replace(item, label=known[item.label]) for item in listing.items if known[item.label]]
+    left = len(listing.items) - len(items)
+    if left:
+        warn(f"{left:,} images are passed over: the map gives their labels no class")
+    if not items:
+        raise BadInput("the map gives no image a class", path, "fill its column class")
+    return replace(listing, items=items, ignored=listing.ignored + left)
+
+
+def _with_split(listing: Listing, request: Request) -> Listing:
+    """Return the listing with its parts if they are to be kept, without them if they are to be merged."""
+    counts = Counter(item.part for item in listing.items)
+    found = sorted(part for part in counts if part)
+    if found and not request.keep_splits and not request.merge_splits:
+        raise BadInput(
+            f"the images lie in a split ({', '.join(found)})",
+            request.where,
+            "say --keep-splits to keep it as it is or --merge-splits to divide all images anew",
+        )
+    if not request.keep_splits:
+        return replace(listing, items=[replace(item, part="") for item in listing.items])
+    if not found:
+        raise BadInput("there is no split to keep", request.where, "leave out --keep-splits")
+    if counts[""]:
+        first = next(item.source for item in listing.items if not item.part)
+        raise BadInput(
+            f"{counts['']:,} images lie in no part of the split, first {first}",
+            request.where,
+            "move them into one or say --merge-splits",
+        )
+    return listing

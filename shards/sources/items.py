@@ -1,0 +1,129 @@
+"""What every source yields: items and listings, and the walk through folders that finds the files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from shards.errors import BadInput
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Folder names (as `spelling` gives them) that are taken for the parts of an existing split."""
+
+_FOLD = re.compile(r"fold(\d+)")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image file: where it is, its name below the packed folder, its class name and its group ("" if unknown).
+
+    Names are text: bytes of a file name that are not UTF-8 are written as \\xNN in `source`; `path` keeps them.
+    `part` is where an existing split has it (train, val, test, fold0, ...), "" if there is none.
+    """
+
+    path: Path
+    source: str
+    label: str
+    group: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of one source in a fixed order, and how many other files were passed over.
+
+    `encoder` says what wrote the files where they were unpacked from an archive.
+    """
+
+    items: list[Item]
+    ignored: int
+    encoder: str = ""
+
+
+def walk(root: Path) -> list[tuple[Path, str]]:
+    """Return (path, path below root) of every file below `root`, following links but never in a circle, sorted.
+
+    Raises:
+        BadInput: no such folder, not a folder, or one that cannot be read.
+    """
+    return sorted(_walk(root, root, set()), key=lambda entry: entry[1])
+
+
+def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        raise BadInput("no such folder", folder, "check the path") from None
+    except NotADirectoryError:
+        raise BadInput("not a folder", folder, "give the folder that holds the class folders") from None
+    except OSError as error:
+        raise BadInput(f"the folder cannot be read: {error.strerror}", folder, "check its permissions") from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if _is_folder(entry):
+            yield from _walk(path, root, above | {identity})
+        else:
+            yield path, as_text(path.relative_to(root))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: reading it as a file will say so
+        return False
+
+
+def as_text(path: Path) -> str:
+    """Return a path with / between its parts as text that can be encoded: bytes that are not UTF-8 become \\xNN."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+
+
+@lru_cache(maxsize=4096)
+def spelling(name: str) -> str:
+    """Return a name without case, blanks and punctuation, so that `[Malignant] early Pre-B` meets its variants."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def split_part(name: str) -> str:
+    """Return the part that a folder name stands for (`TRAIN` -> train, `fold_2` -> fold2), "" if for none."""
+    fold = _FOLD.fullmatch(spelling(name))
+    return f"fold{int(fold.group(1))}" if fold else SPLIT_NAMES.get(spelling(name), "")
+
+
+def compile_pattern(pattern: str | None, where: str = "--group-pattern") -> re.Pattern[str] | None:
+    """Compile a group pattern; raises BadInput that names where it stands."""
+    try:
+        return re.compile(pattern) if pattern else None
+    except re.error as error:
+        raise BadInput(f"not a regular expression: {error}", pattern, f"mend {where}") from error
+
+
+def find_group(pattern: re.Pattern[str] | None, source: str) -> str:
+    """Return the first group of the pattern's match in a path, or the whole match; "" without one."""
+    match = pattern.search(source) if pattern else None
+    if match is None:
+        return ""
+    return (match.group(1) if match.re.groups else match.group(0)) or ""
+
+
+def check_classes(items: Iterable[Item], where: Path) -> None:
+    """Raise BadInput if the items have fewer than two classes."""
+    classes = {item.label for item in items}
+    if len(classes) < 2:
+        raise BadInput(f"only one class ({next(iter(classes))!r})", where, "classification needs at least two")
