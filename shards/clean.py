@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -99,6 +99,14 @@ def clean(items: Sequence[Item], workers: int, near: bool = True, dropped: Mappi
     }
     rejected.sort(key=lambda reject: reject.item.source)
     return Cleaned(kept, features, groups, rejected, findings)
+
+
+def join(cleaned: Cleaned, pairs: np.ndarray) -> Cleaned:
+    """Return the same images with the groups of each pair joined; pairs: positions, int64 [pairs, 2]."""
+    groups, _ = _group(cleaned.images, cleaned.groups, pairs)
+    before = cleaned.findings.get("joined_by_audit", 0)
+    findings = {**cleaned.findings, "joined_by_audit": int(str(before)) + len(pairs)}
+    return replace(cleaned, groups=groups, findings=findings)
 
 
 def examine_all(

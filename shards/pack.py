@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shards.atomic import new_folder
-from shards.audit import audit, summary
 from shards.clean import Cleaned, clean
-from shards.console import progress, say, warn
+from shards.console import progress, say
 from shards.decisions import digest, read_decisions
+from shards.divide import divide, judge
 from shards.errors import BadInput, EnvironmentFault, Fault
 from shards.format import (
     REJECTED_COLUMNS,
@@ -27,16 +24,13 @@ from shards.format import (
     write_dataset,
     write_samples,
 )
-from shards.kept import keep_split, shares_of
+from shards.kept import shares_of
 from shards.parallel import available_cores, map_ordered
 from shards.report import write_set_report
 from shards.sources import Listing, as_text
 from shards.sources.gather import Request, gathered
-from shards.split import Split, order_key, parse_fractions, split
+from shards.split import Split, parse_fractions
 from shards.write import Sample, plan_shards, sample_table, write_shard
-
-KEY_LENGTH = 76
-"""Longest name taken from a path; with 17 more for a hash and the extension it fits the 100 characters of a tar."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +107,15 @@ def _pack(
     cleaned = clean(listing.items, workers, options.near, dropped)
     classes = sorted({item.label for item in listing.items})
     _check_classes_left(classes, cleaned, source)
-    samples, division = _place(cleaned, classes, fractions, options)
-    audited = _audit(samples, cleaned, options)
+    samples, division, cleaned, found = divide(
+        cleaned,
+        classes,
+        fractions,
+        options.seed,
+        keep_splits=options.keep_splits,
+        mend=options.near and not options.allow_leaks,
+    )
+    audited = judge(samples, found, options.allow_leaks, options.keep_splits)
     if len(samples) + len(cleaned.rejected) != len(listing.items):
         raise Fault(f"{len(listing.items)} images in, {len(samples)} to pack, {len(cleaned.rejected)} rejected", source)
     _check_space(target, sum(sample.image.size for sample in samples))
@@ -159,68 +160,6 @@ def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> N
             raise BadInput(
                 f"class {name!r} has no usable image ({said})", source, "mend its files or remove the folder"
             )
-
-
-def _place(
-    cleaned: Cleaned, classes: list[str], fractions: dict[str, float], options: PackOptions
-) -> tuple[list[Sample], Split]:
-    """Name, split and order the samples: part by part, shuffled inside each part by the seed."""
-    seed = options.seed
-    keys = make_keys([image.item.source for image in cleaned.images])
-    labels = [classes.index(image.item.label) for image in cleaned.images]
-    if options.keep_splits:
-        parts = [image.item.part for image in cleaned.images]
-        division = keep_split(parts, labels, cleaned.groups, keys, fractions, seed, classes)
-    else:
-        division = split(labels, cleaned.groups, keys, fractions, seed, classes)
-    order = sorted(range(len(keys)), key=lambda i: (division.assignment[i], order_key(seed, keys[i])))
-    samples = [
-        Sample(cleaned.images[i], keys[i], labels[i], cleaned.groups[i], division.parts[division.assignment[i]])
-        for i in order
-    ]
-    return samples, division
-
-
-def make_keys(sources: list[str]) -> list[str]:
-    """Turn paths into unique names of [a-z0-9_]+; paths that would share a name get a hash of the path behind it."""
-    slugs = [re.sub(r"[^a-z0-9]+", "_", source.rsplit(".", 1)[0].lower()).strip("_") for source in sources]
-    seen = Counter(slugs)
-    keys = []
-    for source, slug in zip(sources, slugs, strict=True):
-        if not slug or len(slug) > KEY_LENGTH or seen[slug] > 1:
-            slug = f"{slug[:KEY_LENGTH]}_{order_key(0, source).hex()[:16]}".lstrip("_")
-        keys.append(slug)
-    return keys
-
-
-def _audit(samples: list[Sample], cleaned: Cleaned, options: PackOptions) -> dict[str, Any]:
-    position = {image.item.source: i for i, image in enumerate(cleaned.images)}
-    rows = np.array([position[sample.image.item.source] for sample in samples], dtype=np.int64)
-    parts = [sample.part for sample in samples]
-    found = audit(
-        parts,
-        [sample.group for sample in samples],
-        [sample.image.sha256 for sample in samples],
-        cleaned.features["thumbnail"][rows],
-    )
-    names = [sample.image.item.source for sample in samples]
-    result = summary(found, names)
-    if found.leaks and not options.allow_leaks:
-        first = found.leaks[0]
-        raise BadInput(
-            f"the split leaks: {len(found.leaks)} times, first {names[first.a]} ({parts[first.a]}) and "
-            f"{names[first.b]} ({parts[first.b]}), {first.kind}",
-            "audit",
-            (
-                "--merge-splits to divide all images anew"
-                if options.keep_splits
-                else "let near-duplicates and patients be grouped"
-            )
-            + ", or --allow-leaks to write a set marked as leaking",
-        )
-    if found.leaks:
-        warn(f"the split leaks {len(found.leaks)} times; the set and every report made from it will say so")
-    return result
 
 
 def _check_space(target: Path, size: int) -> None:

@@ -41,6 +41,7 @@ FINDINGS = {
     "largest_cluster": "images in the largest such cluster",
     "near_contradictions": "pairs of near-duplicates with different labels",
     "joined_groups": "groups joined because they share an image",
+    "joined_by_audit": "pairs that only the audit found, joined before the final split",
 }
 
 SILENT_OPTIONS = {"folds": 0, "allow_leaks": False}

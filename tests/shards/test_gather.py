@@ -300,9 +300,7 @@ def test_wbc4_kept_and_merged(real_data: Path, tmp_path: Path) -> None:
     for source, part in zip(table["source"].to_pylist(), table["split"].to_pylist(), strict=True):
         expected = {"TRAIN": ("train", "val"), "TEST": ("test",), "TEST_SIMPLE": ("test_simple",)}
         assert part in expected[source.split("/")[0]]
-    merged = pack(
-        real_data / "wbc4", tmp_path / "merged", PackOptions(dataset="wbc4", merge_splits=True, allow_leaks=True)
-    )
+    merged = pack(real_data / "wbc4", tmp_path / "merged", PackOptions(dataset="wbc4", merge_splits=True))
     assert merged["packed"] == kept["packed"]
     assert list(merged["splits"]) == ["train", "val", "test"]
-    assert merged["leaks"] < kept["leaks"]
+    assert merged["leaks"] == 0 < kept["leaks"]

@@ -22,9 +22,10 @@ import pytest
 from PIL import Image
 
 from shards.clean import clean
+from shards.divide import KEY_LENGTH, make_keys
 from shards.errors import BadInput, EnvironmentFault
 from shards.format import DatasetInfo, read_dataset, read_samples
-from shards.pack import KEY_LENGTH, PackOptions, make_keys, pack
+from shards.pack import PackOptions, pack
 from shards.sources import list_folder
 from shards.synth import SynthOptions, synthesise
 from shards.verify import verify
