@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from shards.errors import BadInput, EnvironmentFault
+from shards.parallel import available_cores
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def choose_device(ranks: Ranks, wanted: str) -> torch.device:
 
 def cores_per_rank(ranks: Ranks) -> int:
     """Return the cores this process may use, shared fairly where the launcher lets ranks share them."""
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    mine = available_cores()
     # A launcher that binds ranks to cores shows fewer than the node has; then they are ours alone.
     shared = mine >= (os.cpu_count() or 1)
     return max(1, mine // ranks.local_world) if shared else mine

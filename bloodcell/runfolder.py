@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import sys
 import time
@@ -14,6 +13,7 @@ from typing import Any
 from bloodcell.config import Config, decode, difference, identity
 from shards.atomic import disk_errors, write_json
 from shards.errors import BadInput
+from shards.parallel import available_cores
 
 PACKAGES = (
     "torch",
@@ -156,7 +156,7 @@ def environment(threads: dict[str, int], launcher: str, device: str, world: int)
         "host": platform.node(),
         "system": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "device": device,
         "launcher": launcher,
         "world": world,

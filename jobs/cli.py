@@ -50,7 +50,7 @@ class Output:
     @classmethod
     def open(cls, as_json: bool) -> Output:
         """Keep the real stdout; point file descriptor 1 (libraries write there) at stderr if the output is JSON."""
-        first = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+        first = _rank() in ("", "0")
         if not as_json:
             return cls(sys.stdout, False, first)
         kept = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -70,8 +70,7 @@ class Output:
         """Print one clear line; bad input is the same on all ranks, so only the first says it."""
         if not self.first and isinstance(problem, BadInput):
             return
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
-        who = "bloodcell" if self.first or not rank else f"bloodcell (rank {rank})"
+        who = "bloodcell" if self.first else f"bloodcell (rank {_rank()})"
         print(f"{who}: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
         if self.as_json and self.first:
             said = {"what": problem.what, "where": problem.where, "fix": problem.fix}
@@ -79,6 +78,11 @@ class Output:
 
     def _json(self, value: dict[str, Any]) -> None:
         print(json.dumps(value, allow_nan=False), file=self.stream, flush=True)
+
+
+def _rank() -> str:
+    """Return this process's rank, "" without a launcher (bloodcell.ranks knows more, and loads torch)."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,14 +63,12 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
 
 def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[dict[str, Any], list[str]]:
     """Train `base` changed by `flags` in the run folder `path` (or the one its name leads to)."""
-    from bloodcell.data.shardset import ShardSet
     from bloodcell.engine.setup import check
     from bloodcell.ranks import discover, process_group, set_threads
     from bloodcell.runfolder import Status
 
     ranks = discover()
-    config, folder, content = settle(base, recipe, flags, path, ranks)
-    shards = ShardSet.open(Path(config.data.set))
+    config, folder, content, shards = settle(base, recipe, flags, path, ranks)
     check(config, shards, ranks)
     set_threads(config.engine.threads)
     status = Status(folder, ranks.first)
@@ -84,8 +83,8 @@ def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[di
 
 def settle(
     base: Config, recipe: str, flags: Flat, path: Path | None, ranks: Ranks
-) -> tuple[Config, RunFolder, dict[str, Any]]:
-    """Return the resolved config, the run folder and what config.json shall hold; an existing run is taken up.
+) -> tuple[Config, RunFolder, dict[str, Any], ShardSet]:
+    """Return the resolved config, the run folder, what config.json shall hold, and the set; an old run is taken up.
 
     Raises:
         BadInput: no set, or the run belongs to another recipe, config or set; the difference is in the message.
@@ -113,7 +112,7 @@ def settle(
         config = check_same(folder.config(), config, folder.path)
     else:
         config = resolve(wanted, ranks)
-    return config, folder, {"config": encode(config), **content}
+    return config, folder, {"config": encode(config), **content}, replace(shards, folder=Path(config.data.set))
 
 
 def take_up(folder: RunFolder, base: Config, flags: Flat, content: dict[str, Any]) -> Config:

@@ -28,9 +28,9 @@ class Meter:
         """Of those, seconds of waiting for data."""
         self._losses: list[float] = []
         self._norms: list[float] = []
-        self._since = self._mark = time.perf_counter()
+        self._mark = time.perf_counter()
         self._waited = 0.0
-        self._steps = 0
+        self._before = (0, 0.0, 0.0)  # images, seconds and waiting at the last record
 
     def restart(self, waited: float) -> None:
         """Leave out the time since the last step (evaluation, saving) from the rates."""
@@ -54,7 +54,7 @@ class Meter:
     def record(self, rate: float) -> dict[str, float]:
         """Return the means since the last record and forget them."""
         images, seconds, waited = self.images, self.seconds, self.waited
-        before = getattr(self, "_before", (0, 0.0, 0.0))
+        before = self._before
         span = max(seconds - before[1], 1e-9)
         values = {
             "train/lr": rate,

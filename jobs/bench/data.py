@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench.result import Result, cores, interleaved, measured
+from jobs.bench.result import Result, interleaved, measured
 from shards.errors import BadInput
+from shards.parallel import available_cores
 
 if TYPE_CHECKING:
     from bloodcell.data.shardset import ShardSet
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=224, help="height and width of the output, pixels (224)")
     parser.add_argument("--images", type=int, default=4096, help="images in each repeat (4096)")
     parser.add_argument(
-        "--workers", type=int, default=cores(), help="decoding threads, or DataLoader workers (all cores)"
+        "--workers", type=int, default=available_cores(), help="decoding threads, or DataLoader workers (all cores)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="repeats of each (5)")
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.console import say
+from shards.parallel import available_cores
 
 TABLE_WIDTH = 130
 """Columns of a table that no terminal limits."""
@@ -120,14 +121,7 @@ def interleaved(cases: dict[str, Callable[[], float]], repeats: int, warmups: in
 
 def machine() -> dict[str, Any]:
     """Return {cpu, cores, memory_gib, system}: the processor's name, the cores this process may use, all memory."""
-    return {"cpu": _cpu(), "cores": cores(), "memory_gib": _memory_gib(), "system": platform.platform()}
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return {"cpu": _cpu(), "cores": available_cores(), "memory_gib": _memory_gib(), "system": platform.platform()}
 
 
 def _cpu() -> str:
