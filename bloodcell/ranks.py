@@ -87,9 +87,14 @@ def cores_per_rank(ranks: Ranks) -> int:
 def process_group(ranks: Ranks, device: torch.device, timeout: float) -> Iterator[None]:
     """Join the other ranks for the length of the block (gloo, and NCCL where there are GPUs).
 
+    Inside another such block nothing happens: under torchrun ranks that have parted cannot meet again.
+
     Raises:
         EnvironmentFault: the others do not come within `timeout` seconds.
     """
+    if dist.is_initialized():
+        yield
+        return
     # One process needs no port: a store in memory cannot collide with anything.
     store = HashStore() if ranks.launcher == "single" else None
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -32,6 +32,10 @@ TICK_SECONDS = 5.0
 """status.json is written at most this often while a run trains."""
 
 
+STOP_FILE = "stop"
+"""In the run folder: whoever writes it stops the run after a validation; the same command goes on once it is gone."""
+
+
 class RunFolder:
     """One run on disk.
 
@@ -75,6 +79,14 @@ class RunFolder:
             raise BadInput(
                 f"the run folder cannot be written: {error.strerror}", self.path, "choose another --run"
             ) from error
+
+    def stop_asked(self, epoch: float) -> bool:
+        """Whether RUN/stop asks the run to stop now: it is there, and a number of epochs in it is done."""
+        try:
+            text = (self.path / STOP_FILE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        return not text.strip().isdecimal() or epoch >= int(text)
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file of the run atomically."""

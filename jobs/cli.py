@@ -22,11 +22,21 @@ VERBS: dict[str, tuple[str, str]] = {
     "scan": ("jobs.data", "look before you pack: duplicates, defects, outliers, shortcuts; decisions to edit"),
     "download": ("jobs.data", "get a public set of images, or say how to get it by hand"),
     "pack": ("jobs.data", "clean and split images and write the shard set"),
+    "merge": ("jobs.data", "write the set that several `pack --part K/N` examined"),
     "verify": ("jobs.data", "check every byte of a shard set again"),
     "train": ("jobs.train", "train a recipe, here or under torchrun or srun"),
-    "evaluate": ("jobs.evaluate", "exact metrics of a run on a split, on any number of ranks"),
+    "sweep": ("jobs.sweep.cli", "search for good settings of a recipe: random, Hyperband, ASHA, TPE"),
+    "reproduce": ("jobs.reproduce.cli", "train the published systems again: one table, published and reproduced"),
+    "evaluate": ("jobs.evaluate", "exact metrics of a run, an ensemble or folds, on any number of ranks"),
+    "compare": ("jobs.compare", "runs side by side on the same samples: differences, tests, disagreements"),
+    "soup": ("jobs.soup", "average the weights of runs of one architecture into a new run"),
+    "explain": ("jobs.explain", "maps over images, a check for shortcuts, the map of the features of a run"),
     "report": ("jobs.evaluate", "write report.html of a run or a shard set again"),
-    "zoo": ("jobs.zoo", "the models there are"),
+    "features": ("jobs.features", "the features of images under a network, as a table"),
+    "probe": ("jobs.probe", "what a frozen network's features are worth: a linear or nearest-neighbour classifier"),
+    "zoo": ("jobs.zoo", "the models there are, what they cost, and whether they work here"),
+    "weights": ("jobs.weights", "get public weights as files, and see which ones are here"),
+    "policies": ("jobs.policies", "the augmentations there are, what they cost, and what one does to your images"),
     "bench": ("jobs.bench.cli", "how fast each part is, beside what else one could use"),
 }
 
@@ -86,7 +96,7 @@ def _rank() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit code: 0, 1 (a check failed), 2 (bad input), 3 (environment), 70 (fault)."""
+    """Run one verb; return its exit code: 0, 1 (check failed), 2 (bad input), 3 (environment), 70 (fault), 85."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = given[0] if given else ""
     if verb in ("", "-h", "--help", "help"):

@@ -1,17 +1,20 @@
-"""The verbs of the data floor: synth, scan, download, pack, verify. They load no torch."""
+"""The verbs of the data floor: synth, scan, download, pack, merge, verify. They load no torch."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from shards.errors import BadInput
 
+if TYPE_CHECKING:
+    from shards.pack import PackOptions
+
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of synth, scan, download, pack or verify."""
+    """Declare the arguments of synth, scan, download, pack, merge or verify."""
     if verb == "synth":
         from shards.synth import SynthOptions
 
@@ -26,6 +29,17 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         )
         parser.add_argument("target", type=Path, metavar="SET", help="shard set to make")
         add_options(parser, PackOptions)
+        parser.add_argument(
+            "--part",
+            default="",
+            metavar="K/N",
+            help="examine only the K-th of N parts of the images; when all are done, `bloodcell merge SET`",
+        )
+        parser.add_argument(
+            "--append",
+            action="store_true",
+            help="add the images to the existing SET as new shards; how it was split and encoded stays",
+        )
     elif verb == "scan":
         from shards.scan import ScanOptions
 
@@ -38,7 +52,8 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         )
         parser.add_argument("--to", type=Path, metavar="DIR", help="folder to make (the name of the set, here)")
     else:
-        parser.add_argument("set", type=Path, metavar="SET", help="shard set")
+        about = "shard set to make from its parts" if verb == "merge" else "shard set"
+        parser.add_argument("set", type=Path, metavar="SET", help=about)
         parser.add_argument("--workers", type=int, default=0, help="processes; 0 is one for each core")
 
 
@@ -68,8 +83,9 @@ def options_from(parsed: argparse.Namespace, options: type) -> Any:
 
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Run synth, scan, download, pack or verify; return the result and the lines for people."""
-    return {"synth": _synth, "scan": _scan, "download": _download, "pack": _pack, "verify": _verify}[verb](parsed)
+    """Run synth, scan, download, pack, merge or verify; return the result and the lines for people."""
+    runs = {"synth": _synth, "scan": _scan, "download": _download, "pack": _pack, "merge": _merge, "verify": _verify}
+    return runs[verb](parsed)
 
 
 def _synth(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -108,10 +124,48 @@ def _pack(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
     if parsed.shard_bytes < 1 or parsed.shard_samples < 1:
         raise BadInput("a shard holds at least one sample", "--shard-bytes, --shard-samples", "give positive numbers")
-    result = pack(parsed.source, parsed.target, options_from(parsed, PackOptions))
+    options = options_from(parsed, PackOptions)
+    if parsed.part and parsed.append:
+        raise BadInput("images are appended by one process", "--part, --append", "choose one")
+    if parsed.append:
+        return _append(parsed, options)
+    if parsed.part:
+        return _pack_part(parsed, options)
+    return _packed(pack(parsed.source, parsed.target, options))
+
+
+def _append(parsed: argparse.Namespace, options: PackOptions) -> tuple[dict[str, Any], list[str]]:
+    from shards.append import append
+
+    result, lines = _packed(append(parsed.source, parsed.target, options))
+    new = result["appended"]
+    said = f"{new['images_in']} images in = {new['packed']} packed + {new['rejected']} rejected"
+    return result, [f"appended: {said}", f"the whole set: {lines[0]}", *lines[1:]]
+
+
+def _pack_part(parsed: argparse.Namespace, options: PackOptions) -> tuple[dict[str, Any], list[str]]:
+    from shards.parts import pack_part, parse_part
+
+    result = pack_part(parsed.source, parsed.target, options, *parse_part(parsed.part))
+    missing = ", ".join(f"{part}/{result['parts']}" for part in result["missing"])
+    todo = f"still to be packed: {missing}" if missing else f"next: bloodcell merge {parsed.target}"
+    done = f"part {result['part']}/{result['parts']}: {result['examined']} of {result['images']} images examined"
+    return result, [done, todo]
+
+
+def _merge(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    from shards.parts import merge
+
+    return _packed(merge(parsed.set, parsed.workers))
+
+
+def _packed(result: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    from shards.ways import split_lines
+
     lines = [f"{result['images']} images in = {result['packed']} packed + {result['rejected']} rejected"]
     for part, counts in result["splits"].items():
         lines.append(f"  {part:<6} {sum(counts.values()):>8}  " + "  ".join(f"{k} {n}" for k, n in counts.items()))
+    lines += split_lines(result["split"])
     found = result["duplicates"]
     lines.append(
         f"duplicates: {found['exact_duplicates']} exact (left out), {found['near_clusters']} near-duplicate clusters "

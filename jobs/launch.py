@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from shards.errors import BadInput, CheckFailed, EnvironmentFault, Fault, Stop
+from shards.errors import BadInput, CheckFailed, EnvironmentFault, Fault, Stop, Stopped
 
-KINDS: dict[int, type[Stop]] = {kind.code: kind for kind in (CheckFailed, BadInput, EnvironmentFault, Fault)}
+KINDS: dict[int, type[Stop]] = {kind.code: kind for kind in (CheckFailed, BadInput, EnvironmentFault, Stopped, Fault)}
 
 
 def bloodcell(*arguments: str) -> list[str]:

@@ -28,6 +28,11 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="run folder (runs/<recipe>-<hash>); an unfinished run goes on"
     )
+    parser.add_argument(
+        "--folds",
+        choices=["all"],
+        help="train every fold of the set in DIR/fold0, …; pool in DIR/pooled",
+    )
     described = []
     for key, leaf in fields().items():
         if key != "data.set":
@@ -42,12 +47,21 @@ def recipe_names() -> list[str]:
 
 def find_recipe(name: str) -> tuple[Config, str]:
     """Return the config of a recipe (a file, or a name in ./recipes or among the program's own) and its short name."""
+    from jobs.sweep.settings import read_settings
+
+    file = recipe_file(name)
+    read_settings(file)  # a recipe is right as a whole, or it is not taken
+    return read_recipe(file), file.stem
+
+
+def recipe_file(name: str) -> Path:
+    """Return the file of a recipe; raises BadInput for a name that none has."""
     given = Path(name)
     if given.suffix == ".toml" or "/" in name:
-        return read_recipe(given), given.stem
+        return given
     for folder in (Path("recipes"), RECIPES):
         if (folder / f"{name}.toml").exists():
-            return read_recipe(folder / f"{name}.toml"), name
+            return folder / f"{name}.toml"
     known = recipe_names()
     raise BadInput(f"no recipe {name!r}", "command line", nearest(name, known) or f"there are {', '.join(known)}")
 
@@ -58,6 +72,10 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     flags = parse_flags(parsed.flags)
     if parsed.data is not None:
         flags["data.set"] = str(parsed.data)
+    if parsed.folds:
+        from jobs.folds import train_folds
+
+        return train_folds(base, recipe, flags, parsed.run)
     return train(base, recipe, flags, parsed.run)
 
 

@@ -26,6 +26,7 @@ LOOK_DTYPE = np.dtype(
         ("corners", "u1", (4, 4, 8, 3)),  # CORNERS, each 15 % of the height and 25 % of the width, squeezed to 4 × 8
         ("histogram", "<f4", (HUES + 2 * LEVELS,)),  # hue weighted by chroma, saturation, value; each sums to 1 at most
         ("layout", "u1", (8, 8, 3)),  # mean colour of 8 × 8 fields
+        ("stain", "<f4", (6,)),  # mean red, green, blue of the darkest and of the lightest eighth: nuclei, background
         ("texture", "<f4", (6,)),  # log of mean grey differences at 1, 2, 4, 8, 16 samples, and of the contrast
     ]
 )
@@ -50,6 +51,7 @@ def look(rgb: NDArray[np.uint8]) -> NDArray[np.void]:
     record["corners"] = _corners(rgb)
     record["histogram"] = _histogram(colours, value, chroma, saturation)
     record["layout"] = _squeezed(sample, 8, 8)
+    record["stain"] = _stain(sample, grey)
     record["texture"] = _texture(grey)
     return record
 
@@ -97,6 +99,12 @@ def _histogram(
     for channel in (saturation, value):
         parts.append(np.bincount(np.minimum((channel.ravel() * LEVELS).astype(np.int64), LEVELS - 1), minlength=LEVELS))
     return (np.concatenate(parts) / value.size).astype(np.float32)
+
+
+def _stain(sample: NDArray[np.uint8], grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    order, eighth = np.argsort(grey.ravel(), kind="stable"), grey.size // 8
+    colours = sample.reshape(-1, 3).astype(np.float32)
+    return np.concatenate([colours[part].mean(axis=0) for part in (order[:eighth], order[-eighth:])])
 
 
 def _texture(grey: NDArray[np.float32]) -> NDArray[np.float32]:

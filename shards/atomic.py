@@ -41,8 +41,11 @@ def sync_directory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def open_atomic(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def open_atomic(path: Path, mode: str = "wb", durable: bool = True) -> Iterator[IO[Any]]:
     """Open a new file that replaces `path` when the block ends well and vanishes when it does not.
+
+    `durable` syncs it, so that it is whole after a power failure too; leave it out for what can be made again and
+    carries a digest.
 
     Raises:
         EnvironmentFault: the disk is full or fails.
@@ -54,12 +57,14 @@ def open_atomic(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             with open(partial, mode, encoding=encoding) as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -69,11 +74,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, durable: bool = True) -> Iterator[Path]:
+def new_folder(path: Path, durable: bool = True, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` when the block ends well and removed when it does not.
 
     `durable` syncs every file first, so that the folder is whole after a power failure too; leave it out for what can
-    be made again.
+    be made again. `replace` lets an older folder of this name stay until the new one is whole, and go then.
 
     Raises:
         EnvironmentFault: the disk is full or fails.
@@ -85,15 +90,22 @@ def new_folder(path: Path, durable: bool = True) -> Iterator[Path]:
             partial.mkdir(parents=True)
             yield partial
             if durable:
-                _sync_tree(partial)
+                sync_tree(partial)
+            if replace and path.exists():
+                old = path.with_name(f"{path.name}.old")
+                shutil.rmtree(old, ignore_errors=True)
+                os.rename(path, old)
             os.rename(partial, path)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+    if replace:
+        shutil.rmtree(path.with_name(f"{path.name}.old"), ignore_errors=True)
     sync_directory(path.parent)
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Make every file below `folder` durable."""
     for file in folder.rglob("*"):
         if file.is_file():
             with open(file, "rb") as handle:

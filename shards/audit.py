@@ -33,7 +33,7 @@ AFFORDABLE = 4e8  # pairs that are all compared, 5 to 10 s on two cores; more th
 # Correlation of low frequencies that makes a pair worth aligning: where all pairs are compared, and in cells. Copies
 # cropped by 3 % a side have 0.82 and more, fields that were photographed twice, shifted by 6 %, 0.6.
 _SIMILAR = {True: 0.6, False: 0.7}
-_TREES, _CELL = 8, 2048  # ways to cut a large set, and images in a cell at most
+_TREES, _CELL = 12, 2048  # ways to cut a large set, and images in a cell at most
 _TRIALS = 400
 _CROP = 0.03  # share of the side that a trial copy loses at each edge, at most
 
@@ -215,11 +215,16 @@ class _Search:
 
 
 def _invariants(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return numbers of the lowest frequencies that are the same in all eight orientations, [n, 24]."""
-    size = np.abs(descriptors.reshape(-1, SIDE, SIDE)[:, :5, :5])
+    """Return numbers of the lowest frequencies that are the same in all eight orientations, [n, 24].
+
+    Turning a picture swaps (u, v) with (v, u), and changes signs unless both are even.
+    """
+    even = np.arange(5) % 2 == 0
+    lowest = descriptors.reshape(-1, SIDE, SIDE)[:, :5, :5]
+    lowest = np.where(np.outer(even, even), lowest, np.abs(lowest))
     u, v = np.triu_indices(5, 1)
-    more, less = np.maximum(size[:, u, v], size[:, v, u]), np.minimum(size[:, u, v], size[:, v, u])
-    diagonal = size[:, range(1, 5), range(1, 5)]
+    more, less = np.maximum(lowest[:, u, v], lowest[:, v, u]), np.minimum(lowest[:, u, v], lowest[:, v, u])
+    diagonal = lowest[:, range(1, 5), range(1, 5)]
     return np.concatenate([more, less, diagonal], axis=1)
 
 

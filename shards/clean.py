@@ -1,54 +1,16 @@
-"""Look at every image once and keep what can be trained on: undecodable files, duplicates and contradictions go."""
+"""Keep what can be trained on: bad files, duplicates and contradictions go; what belongs together is grouped."""
 
 from __future__ import annotations
 
-import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from shards.console import progress
 from shards.duplicates import connected, exact_groups, near_pairs
-from shards.features import compute
-from shards.images import UnusableImageError, examine
-from shards.parallel import chunked, map_ordered
+from shards.examine import Image, Reject, Seen
 from shards.sources import Item
-
-CHUNK = 64
-"""Images that a worker examines for each task."""
-
-MAX_BYTES = 1 << 30
-"""Files larger than this are rejected unread."""
-
-Measure = Callable[[np.ndarray], np.ndarray]
-"""From RGB pixels uint8 [height, width, 3] to one record of features."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """One image that decodes: the item and what was seen. `size` in bytes, `width` and `height` in pixels."""
-
-    item: Item
-    sha256: str
-    pixels_sha256: str
-    crc32: int
-    size: int
-    width: int
-    height: int
-    mode: str
-    format: str
-
-
-@dataclass(frozen=True)
-class Reject:
-    """One image left out, and why: `reason` is a fixed word, `detail` says more."""
-
-    item: Item
-    reason: str
-    detail: str
+from shards.sources.items import FIXED
 
 
 @dataclass(frozen=True)
@@ -70,22 +32,22 @@ class Cleaned:
     findings: dict[str, object]
 
 
-def clean(items: Sequence[Item], workers: int, near: bool = True, dropped: Mapping[str, str] | None = None) -> Cleaned:
-    """Examine all items and return what can be packed; len(images) + len(rejected) == len(items).
+def clean(items: Sequence[Item], seen: Seen, near: bool = True, dropped: Mapping[str, str] | None = None) -> Cleaned:
+    """Return what can be packed of the items that were `seen`; len(images) + len(rejected) == len(items).
 
     `dropped` names sources that a person decided to leave out, and why. They are left out before duplicates and
     contradictions are judged (of one picture under two labels the other may stay), but the groups that they link are
     still joined.
     """
     dropped = dropped or {}
-    images, features, rejected = examine_all(items, workers)
+    images, features, rejected = seen
     keep, doubles, links = _exact(images, dropped)
     rejected = [r for r in rejected if r.item.source not in dropped] + doubles
     rejected += [Reject(item, "decision", dropped[item.source]) for item in items if item.source in dropped]
     joined = _join_names([image.item.group for image in images], links)
     kept = [images[i] for i in keep]
     names = [joined[images[i].item.group] if images[i].item.group else "" for i in keep]
-    features = features[keep]
+    features = features if len(keep) == len(features) else features[keep]
     pairs = near_pairs(features) if near else np.empty((0, 2), dtype=np.int64)
     groups, clusters = _group(kept, names, pairs)
     findings: dict[str, object] = {
@@ -94,7 +56,7 @@ def clean(items: Sequence[Item], workers: int, near: bool = True, dropped: Mappi
         "near_pairs": len(pairs),
         "near_clusters": clusters["clusters"],
         "largest_cluster": clusters["largest"],
-        "near_contradictions": sum(kept[int(p[0])].item.label != kept[int(p[1])].item.label for p in _ends(pairs)),
+        "near_contradictions": sum(kept[int(p[0])].item.label != kept[int(p[1])].item.label for p in ends(pairs)),
         "joined_groups": sum(name not in ("", old) for old, name in joined.items()),
     }
     rejected.sort(key=lambda reject: reject.item.source)
@@ -109,82 +71,6 @@ def join(cleaned: Cleaned, pairs: np.ndarray) -> Cleaned:
     return replace(cleaned, groups=groups, findings=findings)
 
 
-def examine_all(
-    items: Sequence[Item], workers: int, measure: Measure = compute
-) -> tuple[list[Image], np.ndarray, list[Reject]]:
-    """Read, decode and hash every item; return the images, their features and the ones that cannot be used.
-
-    `measure` makes one record of the features from the RGB pixels uint8 [height, width, 3].
-    """
-    images: list[Image] = []
-    rejected: list[Reject] = []
-    features: list[np.ndarray] = []
-    results = map_ordered(partial(_examine_chunk, measure), chunked(items, CHUNK), workers)
-    for seen, rows, bad in _ticking(results, len(items)):
-        images += seen
-        rejected += bad
-        features.append(rows)
-    return images, np.concatenate([_no_rows(measure), *features]), rejected
-
-
-def _no_rows(measure: Measure) -> np.ndarray:
-    return np.empty(0, measure(np.zeros((1, 1, 3), np.uint8)).dtype)
-
-
-def _ticking(results: Iterable[tuple[list[Image], np.ndarray, list[Reject]]], total: int) -> Iterable:
-    """Pass chunks on while the progress bar counts images."""
-
-    def images() -> Iterable:
-        for chunk in results:
-            yield chunk
-            for _ in range(len(chunk[0]) + len(chunk[2]) - 1):
-                yield None
-
-    return (chunk for chunk in progress(images(), "examining", total) if chunk is not None)
-
-
-def _examine_chunk(measure: Measure, items: list[Item]) -> tuple[list[Image], np.ndarray, list[Reject]]:
-    images: list[Image] = []
-    rejected: list[Reject] = []
-    features = np.empty(len(items), _no_rows(measure).dtype)
-    for item in items:
-        reject = partial(Reject, item)
-        try:
-            data = _read(item.path)
-            seen = examine(data)
-        except UnusableImageError as error:
-            rejected.append(reject(error.reason, error.detail))
-            continue
-        except OSError as error:
-            rejected.append(reject("unreadable", error.strerror or str(error)))
-            continue
-        features[len(images)] = measure(seen.rgb)
-        images.append(
-            Image(
-                item,
-                seen.sha256,
-                seen.pixels_sha256,
-                seen.crc32,
-                len(data),
-                seen.width,
-                seen.height,
-                seen.mode,
-                seen.format,
-            )
-        )
-    return images, features[: len(images)], rejected
-
-
-def _read(path: Path) -> bytes:
-    """Return the bytes of a plain file: a pipe would keep us waiting, a device would never end."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise UnusableImageError("unreadable", "not a plain file")
-    if status.st_size > MAX_BYTES:
-        raise UnusableImageError("too large", f"{status.st_size:,} bytes, limit {MAX_BYTES:,}")
-    return path.read_bytes()
-
-
 def _exact(images: list[Image], dropped: Mapping[str, str]) -> tuple[list[int], list[Reject], list[tuple[str, str]]]:
     """Return the positions to keep, the duplicates and contradictions, and pairs of groups that share an image."""
     drop = {i for i, image in enumerate(images) if image.item.source in dropped}
@@ -196,6 +82,13 @@ def _exact(images: list[Image], dropped: Mapping[str, str]) -> tuple[list[int], 
         cluster = [i for i in cluster if i not in drop]
         if not cluster:
             continue
+        fixed = [i for i in cluster if images[i].item.part == FIXED]
+        if fixed:  # a test set that is kept apart loses nothing to the images outside it
+            for i in (i for i in cluster if i not in fixed):
+                drop.add(i)
+                detail = f"same picture as {images[fixed[0]].item.source}"
+                rejected.append(Reject(images[i].item, "in the fixed test set", detail))
+            cluster = fixed
         first, *others = [images[i] for i in cluster]
         if len({images[i].item.label for i in cluster}) > 1:
             drop.update(cluster)
@@ -221,7 +114,7 @@ def _join_names(names: Sequence[str], links: list[tuple[str, str]]) -> dict[str,
     return {name: "+".join(members[int(label)]) for name, label in zip(known, labels, strict=True)}
 
 
-def _ends(pairs: np.ndarray) -> np.ndarray:
+def ends(pairs: np.ndarray) -> np.ndarray:
     """Return the two positions of each pair, int64 [pairs, 2]."""
     if pairs.dtype.names:
         return np.stack([pairs["a"], pairs["b"]], axis=1).astype(np.int64)
@@ -230,7 +123,7 @@ def _ends(pairs: np.ndarray) -> np.ndarray:
 
 def _group(images: list[Image], names: list[str], pairs: np.ndarray) -> tuple[list[str], dict[str, int]]:
     """Join patients and near-duplicates; return each image's group name and counts of the near-duplicate clusters."""
-    near = _ends(pairs)
+    near = ends(pairs)
     same = _same_name_pairs(names)
     labels = connected(len(images), np.concatenate([near, same]))
     sizes = np.bincount(labels, minlength=len(images)) if len(images) else np.empty(0, np.int64)

@@ -33,6 +33,11 @@ def is_terminal() -> bool:
     return _console.is_terminal and sys.stderr.isatty()
 
 
+def terminal() -> Console:
+    """Return the console on stderr, for a table that is drawn again and again."""
+    return _console
+
+
 def progress(items: Iterable[T], what: str, total: int, done: int = 0) -> Iterator[T]:
     """Yield `items`, showing how many of `total` are done, the rate per second and the time that remains.
 

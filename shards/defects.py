@@ -10,11 +10,28 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Pixels = NDArray[np.uint8]
 
-NEAR_DUPLICATES = ("rotated", "flipped", "re-encoded", "cropped")
+TURNS = {
+    "rotated": Image.Transpose.ROTATE_270,
+    "flipped": Image.Transpose.FLIP_LEFT_RIGHT,
+    "upside down": Image.Transpose.FLIP_TOP_BOTTOM,
+    "rotated by 180": Image.Transpose.ROTATE_180,
+    "rotated by 270": Image.Transpose.ROTATE_90,
+    "transposed": Image.Transpose.TRANSPOSE,
+    "transversed": Image.Transpose.TRANSVERSE,
+}
+"""The orientations of the square but the upright one."""
+
+NEAR_DUPLICATES = ("rotated", "flipped", "re-encoded", "cropped", *list(TURNS)[2:])
 """Ways to copy an image without copying its bytes."""
 
 CORRUPT = ("truncated", "text", "empty")
 """Ways to break a JPEG file: cut off, replaced by text, without a byte."""
+
+BIT_FLIPS = {"png": ".png", "jpeg": ".jpg"}
+"""Formats in which one bit of the pixels' bytes is inverted: a PNG knows it by its checksum, a JPEG has none."""
+
+SPOILT = ("dark", "bright", "saturated", "tiny", "odd_aspect", "other_stain")
+"""Ways in which an image of cells differs from the others of its set; see `spoilt`."""
 
 OUTLIERS = ("landscape", "stripes", "page", "rings")
 """Subjects of foreign pictures."""
@@ -48,10 +65,8 @@ def encode_jpeg(pixels: Pixels | Image.Image, quality: int = 90, **options: obje
 def near_duplicate(content: bytes, how: str) -> bytes:
     """Return a JPEG that shows the same as the JPEG `content`, changed in one of the ways NEAR_DUPLICATES."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
-    if how == "rotated":
-        return encode_jpeg(image.transpose(Image.Transpose.ROTATE_270))
-    if how == "flipped":
-        return encode_jpeg(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    if how in TURNS:
+        return encode_jpeg(image.transpose(TURNS[how]))
     if how == "re-encoded":
         return encode_jpeg(image, quality=70)
     margin = max(1, round(0.03 * image.width))
@@ -64,6 +79,15 @@ def corrupt(content: bytes, how: str, name: str) -> bytes:
     if how == "truncated":
         return content[: len(content) // 2]
     return f"{name} is no image.\n".encode() if how == "text" else b""
+
+
+def bit_flipped(pixels: Pixels, how: str, rng: np.random.Generator) -> bytes:
+    """Return uint8 [size, size, 3] pixels as one of BIT_FLIPS with one bit inverted in the middle half of the file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue() if how == "png" else encode_jpeg(pixels))
+    content[int(rng.integers(len(content) // 4, 3 * len(content) // 4))] ^= 1 << int(rng.integers(8))
+    return bytes(content)
 
 
 def odd_format(pixels: Pixels, how: str) -> bytes:
@@ -90,6 +114,26 @@ def blurred(pixels: Pixels) -> Pixels:
     """Return the picture far out of focus."""
     radius = max(1.5, 0.035 * pixels.shape[0])
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def spoilt(pixels: Pixels, how: str) -> Pixels:
+    """Return the picture changed in one of the ways SPOILT; tiny and odd_aspect change its size."""
+    height, width = pixels.shape[:2]
+    if how == "dark":
+        return (pixels * 0.35).astype(np.uint8)
+    if how == "bright":
+        return (255 - (255 - pixels.astype(np.float32)) * 0.15).astype(np.uint8)
+    if how == "tiny":
+        return np.asarray(Image.fromarray(pixels).resize((width // 5, height // 5), Image.Resampling.BOX))
+    if how == "odd_aspect":
+        return np.ascontiguousarray(pixels[height // 4 : height - height // 4])
+    hsv = np.asarray(Image.fromarray(pixels).convert("HSV")).astype(np.int64)
+    if how == "saturated":
+        hsv[..., 1] = 255 - (255 - hsv[..., 1]) // 3
+    else:  # from violet to brown, as if another dye had been used
+        hsv[..., 0] = (hsv[..., 0] + 64) % 256
+        hsv[..., 1] = np.minimum(hsv[..., 1] * 3 // 2, 255)
+    return np.asarray(Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB"))
 
 
 def mark_corner(pixels: Pixels, label: int) -> Pixels:

@@ -66,6 +66,8 @@ class Definition:
         groups: regular expressions over the path; the first that matches gives the group, `name-value` for each of its
             named parts, so that names are namespaces: `patient-11` is not `healthy-11`. Case does not matter.
         fold: regular expression over the path with a named part `fold`: the number of the official fold.
+        source: regular expression over the path with a named part `source`: the hospital, device or set that an image
+            comes from as a whole.
         splits: folder name -> part of the official split.
         trees: folders that hold the same pictures in several versions; the first is taken unless others are asked for.
         labels: tables for images whose folder does not tell their class.
@@ -84,6 +86,7 @@ class Definition:
     classes: dict[str, str] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)
     fold: str = ""
+    source: str = ""
     splits: dict[str, str] = field(default_factory=dict)
     trees: list[str] = field(default_factory=list)
     labels: list[LabelFile] = field(default_factory=list)
@@ -154,12 +157,16 @@ def _check_keys(content: Any, kind: type, path: Path) -> None:
 
 
 def _check_patterns(definition: Definition, path: Path) -> None:
-    for pattern in (*definition.groups, definition.fold):
+    for pattern in (*definition.groups, definition.fold, definition.source):
         try:
             compiled = re.compile(pattern)
         except re.error as error:
             raise BadInput(f"not a regular expression: {error}", path, f"mend {pattern!r}") from error
         if pattern and not compiled.groupindex:
             raise BadInput(f"{pattern!r} has no named part", path, "write (?P<patient>...) around what is wanted")
-    if definition.fold and "fold" not in re.compile(definition.fold).groupindex:
-        raise BadInput("the pattern of the fold has no part named fold", path, r"write (?P<fold>\d+)")
+    for name, pattern, fix in (
+        ("fold", definition.fold, r"(?P<fold>\d+)"),
+        ("source", definition.source, "(?P<source>...)"),
+    ):
+        if pattern and name not in re.compile(pattern).groupindex:
+            raise BadInput(f"the pattern of the {name} has no part named {name}", path, f"write {fix}")

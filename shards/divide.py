@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from shards.audit import Audit, audit, summary
 from shards.clean import Cleaned, join
 from shards.console import say, warn
 from shards.errors import BadInput
+from shards.fixedtest import beside, protect
 from shards.kept import keep_split
-from shards.split import Split, order_key, split
+from shards.sources.items import FIXED
+from shards.split import Split, order_key
+from shards.ways import Way
 from shards.write import Sample
 
 MENDINGS = 5
@@ -24,31 +28,35 @@ KEY_LENGTH = 76
 
 
 def divide(
-    cleaned: Cleaned, classes: list[str], fractions: dict[str, float], seed: int, *, keep_splits: bool, mend: bool
+    cleaned: Cleaned, classes: list[str], way: Way, seed: int, *, mend: bool
 ) -> tuple[list[Sample], Split, Cleaned, Audit]:
     """Split and audit; with `mend`, near-duplicates that only the audit finds are joined and the set is split again."""
     for _ in range(MENDINGS):
-        samples, division = _place(cleaned, classes, fractions, seed, keep_splits)
+        if way.fixed:
+            cleaned = protect(cleaned)
+        samples, division = _place(cleaned, classes, way, seed)
         found, rows = _audit(samples, cleaned)
         near = [(rows[leak.a], rows[leak.b]) for leak in found.leaks if leak.kind == "near"]
-        if not near or keep_splits or not mend:
+        if not near or way.kept or not mend:
             break
         say(f"the audit found {len(near)} near-duplicate pairs across parts: joined, splitting again")
         cleaned = join(cleaned, np.array(near, dtype=np.int64))
     return samples, division, cleaned, found
 
 
-def _place(
-    cleaned: Cleaned, classes: list[str], fractions: dict[str, float], seed: int, keep_splits: bool
-) -> tuple[list[Sample], Split]:
+def _place(cleaned: Cleaned, classes: list[str], way: Way, seed: int) -> tuple[list[Sample], Split]:
     """Name, split and order the samples: part by part, shuffled inside each part by the seed."""
     keys = make_keys([image.item.source for image in cleaned.images])
     labels = [classes.index(image.item.label) for image in cleaned.images]
-    if keep_splits:
-        parts = [image.item.part for image in cleaned.images]
-        division = keep_split(parts, labels, cleaned.groups, keys, fractions, seed, classes)
+    parts = [image.item.part for image in cleaned.images]
+    if way.kept:
+        division = keep_split(parts, labels, cleaned.groups, keys, way.fractions, seed, classes)
     else:
-        division = split(labels, cleaned.groups, keys, fractions, seed, classes)
+        rest = [i for i, part in enumerate(parts) if part != FIXED]
+        origins = [cleaned.images[i].item.origin for i in rest]
+        groups, names = ([values[i] for i in rest] for values in (cleaned.groups, keys))
+        division = way.divide([labels[i] for i in rest], groups, names, origins, seed, classes)
+        division = beside(division, rest, len(parts), way.fixed_part)
     order = sorted(range(len(keys)), key=lambda i: (division.assignment[i], order_key(seed, keys[i])))
     samples = [
         Sample(cleaned.images[i], keys[i], labels[i], cleaned.groups[i], division.parts[division.assignment[i]])
@@ -57,14 +65,17 @@ def _place(
     return samples, division
 
 
-def make_keys(sources: list[str]) -> list[str]:
-    """Turn paths into unique names of [a-z0-9_]+; paths that would share a name get a hash of the path behind it."""
+def make_keys(sources: list[str], taken: Collection[str] = (), again: int = 0) -> list[str]:
+    """Turn paths into unique names of [a-z0-9_]+; paths that would share a name get a hash of the path behind it.
+
+    Names that are `taken` are not given; `again` makes other hashes, for paths that have come before.
+    """
     slugs = [re.sub(r"[^a-z0-9]+", "_", source.rsplit(".", 1)[0].lower()).strip("_") for source in sources]
     seen = Counter(slugs)
     keys = []
     for source, slug in zip(sources, slugs, strict=True):
-        if not slug or len(slug) > KEY_LENGTH or seen[slug] > 1:
-            slug = f"{slug[:KEY_LENGTH]}_{order_key(0, source).hex()[:16]}".lstrip("_")
+        if not slug or len(slug) > KEY_LENGTH or seen[slug] > 1 or slug in taken:
+            slug = f"{slug[:KEY_LENGTH]}_{order_key(again, source).hex()[:16]}".lstrip("_")
         keys.append(slug)
     return keys
 

@@ -67,10 +67,11 @@ def decimal(value: float | None, digits: int = 3) -> str:
 
 
 def interval(low: float | None, high: float | None, as_percent: bool = True) -> str:
-    """Return 'low–high' in percent or as decimals; empty where a bound is undefined."""
+    """Return 'low–high' in percent or as decimals, 'low to high' below 0; empty where a bound is undefined."""
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return ""
-    return f"{low * 100:.1f}–{high * 100:.1f}{THIN}%" if as_percent else f"{low:.3f}–{high:.3f}"
+    dash = " to " if low < 0 else "–"
+    return f"{low * 100:.1f}{dash}{high * 100:.1f}{THIN}%" if as_percent else f"{low:.3f}{dash}{high:.3f}"
 
 
 def size(bytes_: float) -> str:

@@ -41,6 +41,12 @@ class EnvironmentFault(Stop):
     code = 3
 
 
+class Stopped(Stop):
+    """A run was asked to stop and has saved: the same command goes on."""
+
+    code = 85
+
+
 class Fault(Stop):
     """Something inside went wrong; starting again will not help."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.atomic import write_json
+from shards.atomic import open_atomic, write_json
 from shards.errors import BadInput
 
 FORMAT = "bloodcell-shards"
@@ -41,7 +41,7 @@ INDEX_DTYPE = np.dtype(
 SAMPLES_SCHEMA = pa.schema(
     [
         ("key", pa.string()),  # name inside the tar, unique in the set: [a-z0-9_]+
-        ("split", pa.string()),  # the part: train, val, test or fold0, fold1, ...
+        ("split", pa.string()),  # the part: train, val, test, fold0, ..., source0-train, ... or fixed_test
         ("label", pa.int32()),
         ("class", pa.string()),
         ("group", pa.string()),  # patient, slide or duplicate cluster; never crosses parts
@@ -81,7 +81,7 @@ class DatasetInfo:
     shards: list[ShardInfo]
     splits: dict[str, list[str]]
     samples: dict[str, dict[str, int]]  # part -> class -> count
-    split: dict[str, Any]  # method, fractions, seed, deviation
+    split: dict[str, Any]  # method, fractions, seed, deviation(s), warnings, thin_classes, sources, fixed_test
     audit: dict[str, Any]
     options: dict[str, Any]  # how it was packed
     images_in: int
@@ -113,6 +113,11 @@ class DatasetInfo:
         """Return the number of samples in `split`."""
         ranges = self.ranges(split)
         return int((ranges[:, 1] - ranges[:, 0]).sum())
+
+    @property
+    def total(self) -> int:
+        """The number of samples in the set."""
+        return sum(shard.samples for shard in self.shards)
 
     @property
     def leaks(self) -> bool:
@@ -172,22 +177,30 @@ def read_dataset(folder: Path) -> DatasetInfo:
 
 
 def write_samples(folder: Path, table: pa.Table) -> None:
-    """Write samples.parquet and samples.npy from a table of SAMPLES_SCHEMA in sample-id order."""
-    pq.write_table(table.cast(SAMPLES_SCHEMA), folder / "samples.parquet", compression="zstd", row_group_size=100_000)
+    """Write samples.parquet and samples.npy from a table of SAMPLES_SCHEMA in sample-id order, each atomically."""
+    with open_atomic(folder / "samples.parquet") as file:
+        pq.write_table(table.cast(SAMPLES_SCHEMA), file, compression="zstd", row_group_size=100_000)
     index = np.empty(table.num_rows, dtype=INDEX_DTYPE)
     for name in INDEX_DTYPE.names or ():
         index[name] = table.column(name).to_numpy()
-    with open(folder / "samples.npy", "wb") as file:
+    with open_atomic(folder / "samples.npy") as file:
         # Not np.save: on a full disk it raises an OSError that does not say so.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(index))
         file.write(index.view(np.uint8).data)
 
 
-def read_samples(folder: Path, columns: list[str] | None = None) -> pa.Table:
-    """Read (some columns of) samples.parquet; raises BadInput if it is missing or damaged."""
+def read_samples(folder: Path, columns: list[str] | None = None, info: DatasetInfo | None = None) -> pa.Table:
+    """Read (some columns of) samples.parquet: as many rows as dataset.json says, for an append writes them first.
+
+    `info` saves reading dataset.json.
+
+    Raises:
+        BadInput: it is missing or damaged, or there is no dataset.json.
+    """
     path = folder / "samples.parquet"
+    samples = (info or read_dataset(folder)).total
     try:
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(path, columns=columns).slice(0, samples)
     except (OSError, pa.ArrowException) as error:
         raise BadInput(
             f"the sample table cannot be read: {error}", path, "restore the file or pack the set again"
@@ -196,6 +209,8 @@ def read_samples(folder: Path, columns: list[str] | None = None) -> pa.Table:
 
 def open_index(folder: Path, info: DatasetInfo) -> np.ndarray:
     """Map samples.npy into memory, read-only, dtype INDEX_DTYPE, one row per sample id.
+
+    Rows behind those of dataset.json are left out: an append writes them first.
 
     Raises:
         BadInput: the file is missing, damaged or does not belong to dataset.json.
@@ -207,11 +222,10 @@ def open_index(folder: Path, info: DatasetInfo) -> np.ndarray:
         raise BadInput(
             f"the sample index cannot be read: {error}", path, "restore the file or pack the set again"
         ) from error
-    expected = sum(shard.samples for shard in info.shards)
-    if index.dtype != INDEX_DTYPE or index.shape != (expected,):
+    if index.dtype != INDEX_DTYPE or index.ndim != 1 or len(index) < info.total:
         raise BadInput(
-            f"the sample index has {index.shape} rows of another layout, expected {expected}",
+            f"the sample index has {index.shape} rows of another layout, expected {info.total}",
             path,
             "restore the file or pack the set again",
         )
-    return index
+    return index[: info.total]

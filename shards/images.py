@@ -63,8 +63,8 @@ class Examined:
 def decode(data: bytes) -> tuple[np.ndarray, str, str]:
     """Decode image bytes to (RGB uint8 [height, width, 3], PIL mode, PIL format).
 
-    The same pixels as DALI's CPU decoder (16-bit RGB within 1): EXIF orientation applied, grey repeated, CMYK
-    converted, palettes looked up, alpha dropped, 16 bit scaled to 8.
+    The same pixels as DALI's CPU decoder (16-bit RGB and CMYK JPEG within 1): EXIF orientation applied, grey repeated,
+    CMYK converted, palettes looked up, alpha dropped, 16 bit scaled to 8.
 
     Raises:
         UnusableImageError: empty, no image, damaged, too large, or a format that the readers do not decode.
@@ -107,6 +107,8 @@ def _check_structure(data: bytes, kind: str) -> None:
     """Check what PIL forgives and DALI does not: a PNG's damaged chunks or missing rows, junk between JPEG segments."""
     if kind == "PNG":
         _check_png(data)
+    elif kind == "WEBP":
+        _check_webp(data)
     elif kind == "JPEG":
         position, marker = 2, 0
         while marker != 0xDA:  # the pixels follow
@@ -116,6 +118,16 @@ def _check_structure(data: bytes, kind: str) -> None:
                 position += 1
             marker = int.from_bytes(data[position : position + 1])
             position += 1 + int.from_bytes(data[position + 1 : position + 3])
+
+
+def _check_webp(data: bytes) -> None:
+    """Look for announced EXIF as DALI 2.4 does, which does not skip the byte of padding behind an odd chunk."""
+    position = 12
+    if data[12:16] == b"VP8X" and data[20] & 0x08:
+        while data[position : position + 4] != b"EXIF":
+            position += 8 + int.from_bytes(data[position + 4 : position + 8], "little")
+            if position + 8 > len(data):
+                raise UnusableImageError("undecodable", "the WebP's EXIF is not where the readers look for it")
 
 
 def _check_png(data: bytes) -> None:
@@ -148,21 +160,22 @@ def _png_bytes(data: bytes) -> int:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Return uint8 RGB pixels [height, width, 3] of a loaded PIL image, EXIF orientation applied."""
-    for name in ("xmp", "XML:com.adobe.xmp"):
+    """Return uint8 RGB pixels [height, width, 3] of a loaded PIL image, EXIF orientation applied (also to `image`)."""
+    for name in ("xmp", "XML:com.adobe.xmp", "Raw profile type exif"):
         image.info.pop(name, None)  # PIL would take an orientation from there; no reader does
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16-bit grey; PIL's own conversion would clip it at 255
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return np.repeat(((grey + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA") or (image.mode == "P" and "transparency" in image.info):
         return np.ascontiguousarray(np.asarray(image.convert("RGBA"))[..., :3])
-    return np.array(image.convert("RGB"))
+    # What numpy sees of an image is a copy made for it, which nobody else holds: no second one is needed.
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def examine(data: bytes) -> Examined:
     """Decode and hash image bytes; raises UnusableImageError."""
     rgb, mode, kind = decode(data)
     digest = hashlib.sha256(repr(rgb.shape).encode())
-    digest.update(rgb.tobytes())
+    digest.update(np.ascontiguousarray(rgb).data)
     return Examined(rgb, mode, kind, hashlib.sha256(data).hexdigest(), zlib.crc32(data), digest.hexdigest())

@@ -2,127 +2,219 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import shutil
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import new_folder
+from shards.atomic import disk_errors
+from shards.chunks import Chunk, cut, examination, examine_chunk, is_examined, listing_digest, load
 from shards.clean import Cleaned, clean
-from shards.console import progress, say
+from shards.compose import Contents, compose, personal_fields, warn_of_personal
+from shards.console import say
 from shards.decisions import digest, read_decisions
 from shards.divide import divide, judge
-from shards.errors import BadInput, EnvironmentFault, Fault
-from shards.format import (
-    REJECTED_COLUMNS,
-    DatasetInfo,
-    ShardInfo,
-    fingerprint,
-    write_dataset,
-    write_samples,
-)
-from shards.kept import shares_of
+from shards.errors import BadInput, Fault
+from shards.examine import ticking
+from shards.format import DatasetInfo
 from shards.parallel import available_cores, map_ordered
 from shards.report import write_set_report
 from shards.sources import Listing, as_text
 from shards.sources.gather import Request, gathered
-from shards.split import Split, parse_fractions
-from shards.write import Sample, plan_shards, sample_table, write_shard
+from shards.sources.options import SourceOptions
+from shards.treat import Treatment, check, parameters
+from shards.ways import split_record, way_of
+from shards.work import Identity, Work, alone, going_on
+from shards.write import plan_shards
 
 
 @dataclass(frozen=True)
-class PackOptions:
+class PackOptions(SourceOptions):
     """How to pack. Every field but `workers` decides what the set contains and is stored in dataset.json."""
 
     split: str = field(default="80/10/10", metadata={"help": "shares of train, val and test in percent"})
     folds: int = field(default=0, metadata={"help": "cross-validation folds instead of --split; 0 is none"})
-    seed: int = field(default=0, metadata={"help": "of the split and of the order inside the shards"})
-    dataset: str = field(default="", metadata={"help": "definition of a known data set: its name, or a .toml file"})
-    also: tuple[str, ...] = field(default=(), metadata={"help": "a further folder or .npz; may be given several times"})
-    labels: str = field(
-        default="", metadata={"help": "table of label (as found) and class (as wanted) for all folders"}
+    leave_source_out: bool = field(
+        default=False, metadata={"help": "one fold for each source: tested on it, trained on all others"}
     )
-    trees: str = field(default="", metadata={"help": "with --dataset: which versions of its pictures, A,B or all"})
+    test_from: str = field(
+        default="",
+        metadata={"help": "fixed test set: a folder of --also, a part of the split found, or a CSV of paths"},
+    )
+    seed: int = field(default=0, metadata={"help": "of the split and of the order inside the shards"})
     keep_splits: bool = field(default=False, metadata={"help": "keep the split whose folders the images lie in"})
     merge_splits: bool = field(
         default=False, metadata={"help": "divide anew images that lie in the folders of a split"}
     )
-    table: str = field(default="", metadata={"help": "CSV, TSV or parquet with path, label and group columns"})
-    group_column: str = field(default="", metadata={"help": "column of --table that names patient or slide"})
-    group_pattern: str = field(default="", metadata={"help": "regular expression that finds the group in a path"})
     decisions: str = field(default="", metadata={"help": "CSV of path, keep or drop, reason, as scan suggests it"})
     near: bool = field(default=True, metadata={"help": "search near-duplicates and keep them in one part"})
+    encode: str = field(
+        default="keep", metadata={"help": "keep, png, webp-lossless or jpeg:Q with a quality of 1 to 100"}
+    )
+    max_side: int = field(
+        default=0, metadata={"help": "longest side in pixels, larger images are made smaller; 0 is any"}
+    )
+    exif: str = field(
+        default="apply", metadata={"help": "orientation of images that are encoded again: apply it, or keep it"}
+    )
+    strip: bool = field(default=False, metadata={"help": "remove metadata and ICC profiles, pixels stay"})
+    segment: str = field(default="", metadata={"help": "lab-kmeans: all but stained nuclei become black"})
+    stain: str = field(default="", metadata={"help": "macenko or reinhard: normalise the stain"})
     shard_bytes: int = field(default=256 << 20, metadata={"help": "largest size of a shard in bytes"})
     shard_samples: int = field(default=10_000, metadata={"help": "largest number of samples in a shard"})
     allow_leaks: bool = field(default=False, metadata={"help": "write the set although its audit finds leaks"})
+    allow_thin: bool = field(
+        default=False, metadata={"help": "let a class with too few groups be missing in some parts, and say so"}
+    )
     workers: int = field(default=0, metadata={"help": "processes; 0 is one for each core"})
+
+    @property
+    def treatment(self) -> Treatment:
+        """What is done to each image; raises BadInput if it cannot be done."""
+        names = (leaf.name for leaf in fields(Treatment))
+        how = Treatment(**{name: getattr(self, name) for name in names})
+        check(how)
+        return how
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A packing that is about to be done: what, from where, how, and the chunks in which it is examined."""
+
+    listing: Listing
+    source: Path
+    options: PackOptions
+    identity: Identity
+    chunks: list[Chunk]
+
+    @property
+    def workers(self) -> int:
+        """Processes."""
+        return self.options.workers or available_cores()
 
 
 def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
     """Pack the images below `source` into the shard set `target`.
+
+    What a killed packing of the same images left in TARGET.partial is taken up again; the set is the same.
 
     Returns:
         {"packed", "rejected", "splits": {part: {class: n}}, "shards": [{file, samples, bytes, sha256}], ...}
 
     Raises:
         BadInput: nothing usable below `source`, `target` exists, a class is too small, or the split leaks.
-        EnvironmentFault: the disk is full or fails.
+        EnvironmentFault: the disk is full or fails, or another process is packing this set.
+    """
+    with prepared(source, target, options) as packing, alone(target) as work, going_on(work):
+        work.begin(packing.identity)
+        examine_chunks(packing.chunks, packing.workers)
+        return assemble(packing, work)
+
+
+@contextmanager
+def prepared(source: Path, target: Path, options: PackOptions, parts: int = 0) -> Iterator[Packing]:
+    """Check the options and list the images; archives are unpacked as long as the context lasts.
+
+    Raises:
+        BadInput: nothing usable below `source`, `target` exists, or the options cannot be followed.
     """
     _check_target(target)
     if options.workers < 0:
         raise BadInput(f"{options.workers} processes", "--workers", "give 1 or more, or 0 for one on each core")
-    if options.keep_splits and options.folds:
-        raise BadInput("a split is kept or folds are made, not both", "--keep-splits, --folds", "choose one")
-    fractions = _fractions(options)
-    with gathered(_request(source, target, options)) as listing:
+    way_of(options)
+    how = options.treatment
+    with gathered(request(source, target, options)) as listing:
         others = f", {listing.ignored:,} other files" if listing.ignored else ""
         say(f"{len(listing.items):,} images below {', '.join([str(source), *options.also])}{others}")
-        return _pack(listing, source, target, options, fractions)
+        if options.decisions:
+            read_decisions(Path(options.decisions), {item.source for item in listing.items})
+        chunks = cut(Work(target).folder, listing.items, how)
+        yield Packing(listing, source, options, identified(source, options, chunks, parts), chunks)
 
 
-def _request(source: Path, target: Path, options: PackOptions) -> Request:
-    return Request(
-        (source, *map(Path, options.also)),
+def identified(source: Path, options: PackOptions, chunks: list[Chunk], parts: int = 0) -> Identity:
+    """Return what a packing is about, by which what it left after a kill is known again."""
+    images = sum(len(chunk.items) for chunk in chunks)
+    stored = _portable(source, options)
+    return Identity(examination(options.treatment), stored, images, listing_digest(chunks), parts)
+
+
+def examine_chunks(chunks: list[Chunk], workers: int, what: str = "examining") -> None:
+    """Examine the images of all chunks that an earlier start did not examine."""
+    left = [chunk for chunk in chunks if not is_examined(chunk)]
+    total, missing = (sum(len(chunk.items) for chunk in some) for some in (chunks, left))
+    if missing < total:
+        say(f"{total - missing:,} of {total:,} images were examined before: taken up")
+    if left:
+        done = ((count, count) for count in map_ordered(examine_chunk, left, workers))
+        for _ in ticking(done, what, total, total - missing):
+            pass
+
+
+def _portable(source: Path, options: PackOptions) -> dict[str, Any]:
+    """Return the options as JSON with absolute paths: all that a packing depends on, and what merge goes by."""
+    stored = {name: value for name, value in asdict(options).items() if name != "workers"}
+    for name in ("table", "labels", "decisions"):
+        stored[name] = str(Path(stored[name]).absolute()) if stored[name] else ""
+    if options.dataset and Path(options.dataset).is_file():
+        stored["dataset"] = str(Path(options.dataset).absolute())
+    if options.test_from and Path(options.test_from).is_file():
+        stored["test_from"] = str(Path(options.test_from).absolute())
+    stored["also"] = [str(Path(root).absolute()) for root in options.also]
+    if options.decisions:
+        stored["decisions_sha256"] = digest(Path(options.decisions))
+    return {"source": str(source.absolute()), **stored}
+
+
+def request(source: Path, target: Path, options: PackOptions) -> Request:
+    """Return what the options ask to list; archives are unpacked beside the set."""
+    return options.request(
+        source,
         _existing_parent(target),
-        table=options.table,
-        group_column=options.group_column,
-        group_pattern=options.group_pattern,
-        dataset=options.dataset,
-        trees=options.trees,
-        labels=options.labels,
         keep_splits=options.keep_splits,
         merge_splits=options.merge_splits,
+        test_from=options.test_from,
     )
 
 
-def _pack(
-    listing: Listing, source: Path, target: Path, options: PackOptions, fractions: dict[str, float]
-) -> dict[str, Any]:
-    workers = options.workers or available_cores()
-    sources = {item.source for item in listing.items}
-    dropped = read_decisions(Path(options.decisions), sources) if options.decisions else {}
-    cleaned = clean(listing.items, workers, options.near, dropped)
-    classes = sorted({item.label for item in listing.items})
-    _check_classes_left(classes, cleaned, source)
+def assemble(packing: Packing, work: Work) -> dict[str, Any]:
+    """Clean, split, audit and write what was examined, and give the set its name; errors as in `pack`."""
+    options, items = packing.options, packing.listing.items
+    way = way_of(options)
+    dropped = read_decisions(Path(options.decisions), {item.source for item in items}) if options.decisions else {}
+    cleaned = clean(items, load(packing.chunks, len(items)), options.near, dropped)
+    classes = sorted({item.label for item in items})
+    _check_classes_left(classes, cleaned, packing.source)
     samples, division, cleaned, found = divide(
         cleaned,
         classes,
-        fractions,
+        way,
         options.seed,
-        keep_splits=options.keep_splits,
         mend=options.near and not options.allow_leaks,
     )
     audited = judge(samples, found, options.allow_leaks, options.keep_splits)
-    if len(samples) + len(cleaned.rejected) != len(listing.items):
-        raise Fault(f"{len(listing.items)} images in, {len(samples)} to pack, {len(cleaned.rejected)} rejected", source)
-    _check_space(target, sum(sample.image.size for sample in samples))
-    with new_folder(target) as folder:
-        info = _write(folder, samples, classes, division, audited, cleaned, options, workers, source, listing.encoder)
-        write_set_report(folder)
-    return _result(info, target)
+    if len(samples) + len(cleaned.rejected) != len(items):
+        raise Fault(f"{len(items)} images in, {len(samples)} to pack, {len(cleaned.rejected)} rejected", packing.source)
+    extra = personal_fields(samples)
+    warn_of_personal(samples)
+    if packing.listing.encoder:
+        extra["encoder"] = packing.listing.encoder
+    if options.treatment.changes:
+        extra["treatment"] = parameters(options.treatment)
+    split = split_record(way, samples, division, classes, options)
+    parts = split.pop("parts")
+    contents = Contents(samples, classes, parts, cleaned, split, audited, _stored(packing.source, options), extra)
+    with disk_errors(work.target):
+        plans = plan_shards(
+            samples, classes, options.shard_bytes, options.shard_samples, work.partial, work=work.folder
+        )
+        info = compose(work.partial, plans, contents, packing.workers)
+        write_set_report(work.partial)
+        work.finish()
+    return result(info, work.target)
 
 
 def _check_target(target: Path) -> None:
@@ -141,16 +233,6 @@ def _existing_parent(path: Path) -> Path:
     return path
 
 
-def _fractions(options: PackOptions) -> dict[str, float]:
-    if options.folds:
-        if options.folds < 3:
-            raise BadInput(
-                f"{options.folds} folds leave no part for validation", "--folds", "give 3 or more, 5 is usual"
-            )
-        return {f"fold{k}": 1 / options.folds for k in range(options.folds)}
-    return parse_fractions(options.split)
-
-
 def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> None:
     left = {image.item.label for image in cleaned.images}
     for name in classes:
@@ -162,91 +244,19 @@ def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> N
             )
 
 
-def _check_space(target: Path, size: int) -> None:
-    parent = _existing_parent(target)
-    free = shutil.disk_usage(parent).free
-    if free < size:
-        raise EnvironmentFault(
-            f"not enough room: {size / 1e6:,.0f} MB to write, {free / 1e6:,.0f} MB free", parent, "choose another disk"
-        )
-
-
-def _write(
-    folder: Path,
-    samples: list[Sample],
-    classes: list[str],
-    division: Split,
-    audited: dict[str, Any],
-    cleaned: Cleaned,
-    options: PackOptions,
-    workers: int,
-    source: Path,
-    encoder: str,
-) -> DatasetInfo:
-    plans = plan_shards(samples, classes, options.shard_bytes, options.shard_samples, folder)
-    written = list(progress(map_ordered(write_shard, plans, workers), "writing shards", len(plans)))
-    shards, first = [], 0
-    for plan, (summary_, _) in zip(plans, written, strict=True):
-        shards.append(ShardInfo(plan.path.name, plan.part, summary_.samples, summary_.bytes, summary_.sha256, first))
-        first += summary_.samples
-    offsets = [offset for _, shard_offsets in written for offset in shard_offsets]
-    numbers = [number for number, plan in enumerate(plans) for _ in plan.samples]
-    write_samples(folder, sample_table(samples, classes, numbers, offsets))
-    _write_rejected(folder / "rejected.csv", cleaned)
-    counts = {part: dict.fromkeys(classes, 0) for part in division.parts}
-    for sample in samples:
-        counts[sample.part][classes[sample.label]] += 1
+def _stored(source: Path, options: PackOptions) -> dict[str, Any]:
+    """Return what dataset.json says of the options: names in place of paths."""
     stored = {name: value for name, value in asdict(options).items() if name != "workers"}
-    for name in ("table", "dataset", "labels", "decisions"):
+    for name in ("table", "dataset", "labels", "decisions", "test_from"):
         stored[name] = as_text(Path(Path(stored[name]).name)) if stored[name] else ""
     stored["also"] = [as_text(Path(Path(root).resolve().name)) for root in options.also]
     if options.decisions:
         stored["decisions_sha256"] = digest(Path(options.decisions))
-    info = DatasetInfo(
-        classes=classes,
-        shards=shards,
-        splits=_splits(division.parts, shards),
-        samples=counts,
-        split={
-            "method": "kept as it was found" if options.keep_splits else "stratified, grouped",
-            "fractions": shares_of(division) if options.keep_splits else _fractions(options),
-            "seed": options.seed,
-            "deviation": round(division.deviation, 6),
-        },
-        audit=audited,
-        options={"source": as_text(Path(source.resolve().name)), **stored},
-        images_in=len(samples) + len(cleaned.rejected),
-        rejected=len(cleaned.rejected),
-        fingerprint=fingerprint(classes, [(s.part, s.label, s.image.sha256) for s in samples]),
-        extra={"duplicates": cleaned.findings, **({"encoder": encoder} if encoder else {})},
-    )
-    write_dataset(folder, info)
-    return info
+    return {"source": as_text(Path(source.resolve().name)), **stored}
 
 
-def _splits(parts: list[str], shards: list[ShardInfo]) -> dict[str, list[str]]:
-    """Name the splits: each part is one, but each fold gives a train, a val and a test split."""
-    files = {part: [shard.file for shard in shards if shard.part == part] for part in parts}
-    folds = [part for part in parts if part.startswith("fold")]
-    splits = {part: files[part] for part in parts if part not in folds}
-    for k, part in enumerate(folds):
-        val = folds[(k + 1) % len(folds)]
-        rest = [name for name in folds if name not in (part, val)]
-        splits[f"fold{k}/train"] = [file for name in rest for file in files[name]]
-        splits[f"fold{k}/val"] = files[val]
-        splits[f"fold{k}/test"] = files[part]
-    return splits
-
-
-def _write_rejected(path: Path, cleaned: Cleaned) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(REJECTED_COLUMNS)
-        for reject in cleaned.rejected:
-            writer.writerow([reject.item.source, reject.item.label, reject.reason, reject.detail])
-
-
-def _result(info: DatasetInfo, target: Path) -> dict[str, Any]:
+def result(info: DatasetInfo, target: Path) -> dict[str, Any]:
+    """Return what `pack` says about a set."""
     packed = sum(shard.samples for shard in info.shards)
     return {
         "set": str(target),
@@ -254,9 +264,11 @@ def _result(info: DatasetInfo, target: Path) -> dict[str, Any]:
         "packed": packed,
         "rejected": info.rejected,
         "splits": info.samples,
+        "split": info.split,
         "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in info.shards],
         "duplicates": info.extra["duplicates"],
         "leaks": info.audit["leaks"],
+        "personal_metadata_images": info.extra.get("personal_metadata_images", 0),
         "fingerprint": info.fingerprint,
         "report": str(target / "report.html"),
     }

@@ -20,12 +20,21 @@ SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: its name, its style (a CSS class: raw, soft, main or second) and its points [n]."""
+    """One line of a chart.
+
+    Attributes:
+        name: of the line.
+        style: a CSS class: raw, soft, main or second.
+        x, y: floats [n], its points.
+        low, high: floats [n], ends of a bar at each point, NaN for no bar; None where there are no bars.
+    """
 
     name: str
     style: str
     x: np.ndarray
     y: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -110,18 +119,26 @@ def _share(value: float, of: tuple[float, float]) -> float:
 def _drawn(line: Line, x_range: tuple[float, float], y_range: tuple[float, float], width: float, height: float) -> str:
     x, y = thin(line.x, line.y)
     across = width * (x - x_range[0]) / (x_range[1] - x_range[0])
-    # Far beyond the axes is as good as anywhere beyond, and keeps the numbers short.
-    down = np.clip(height * (1 - (y - y_range[0]) / (y_range[1] - y_range[0])), -height, 2 * height)
+
+    def down_to(values: np.ndarray) -> np.ndarray:
+        # Far beyond the axes is as good as anywhere beyond, and keeps the numbers short.
+        return np.clip(height * (1 - (values - y_range[0]) / (y_range[1] - y_range[0])), -height, 2 * height)
+
+    down = down_to(y)
+    bars = ""
+    if line.low is not None and line.high is not None and len(x) == len(line.low):
+        ends = zip(across, down_to(line.low), down_to(line.high), strict=True)
+        bars = "".join(f'<path class="spread" d="M{a:.1f} {b:.1f}V{c:.1f}"/>' for a, b, c in ends if b == b and c == c)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(across, down, strict=True))
     if len(x) == 1:
-        return f'<circle class="dot {line.style}" cx="{across[0]:.1f}" cy="{down[0]:.1f}" r="3.5"/>'
+        return f'{bars}<circle class="dot {line.style}" cx="{across[0]:.1f}" cy="{down[0]:.1f}" r="3.5"/>'
     dots = ""
     if line.style in ("main", "second") and len(x) <= 40:
         dots = "".join(
             f'<circle class="dot {line.style}" cx="{a:.1f}" cy="{b:.1f}" r="2.5"/>'
             for a, b in zip(across, down, strict=True)
         )
-    return f'<polyline class="line {line.style}" points="{points}"/>{dots}'
+    return f'{bars}<polyline class="line {line.style}" points="{points}"/>{dots}'
 
 
 def whisker(value: float | None, low: float | None, high: float | None, scale: tuple[float, float]) -> Markup:

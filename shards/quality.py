@@ -21,8 +21,8 @@ class Thresholds:
 
     Attributes:
         z: robust z-score from which a measure is unusual.
-        blurry: sharpness (variance of the Laplacian) below this share of the median.
-        dark: mean grey below this share of the median.
+        blurry: sharpness (variance of the Laplacian by that of the pixels) below this share of the median.
+        dark: mean of the lightest channel below this share of the median.
         bright: distance of the mean grey to white below this share of the median distance.
         clipped: share of pixels that are white in all channels, above the median share by this much.
         saturated: mean saturation 0..1 above the median by this much.
@@ -33,7 +33,7 @@ class Thresholds:
     """
 
     z: float = 3.5
-    blurry: float = 0.15
+    blurry: float = 0.1
     dark: float = 0.6
     bright: float = 0.4
     clipped: float = 0.25
@@ -71,11 +71,15 @@ def quality_flags(
     if not len(looks):
         return []
     strata = likes(sizes, labels, thresholds.least)
-    sharp = np.log(looks["features"]["sharpness"].astype(np.float64) + 1e-3)
+    # The Laplacian grows with the contrast: a dark or a pale image is not blurred for that.
+    contrast = looks["features"]["std"].astype(np.float64).mean(axis=1)
+    sharp = np.log(looks["features"]["sharpness"].astype(np.float64) + 1e-3) - 2 * np.log(contrast + 1)
     grey = looks["brightness"].astype(np.float64)
+    light = looks["features"]["mean"].astype(np.float64).max(axis=1)  # strong colours lower the grey, not this
     saturation, clipped = looks["saturation"].astype(np.float64), looks["clipped"].astype(np.float64)
     sharp_z, sharp_mid = robust_z(sharp, strata)
     grey_z, grey_mid = robust_z(grey, strata)
+    light_z, light_mid = robust_z(light, strata)
     colour_z, colour_mid = robust_z(saturation, strata)
     _, clipped_mid = robust_z(clipped, strata)
     short = sizes.min(axis=1)
@@ -83,7 +87,7 @@ def quality_flags(
     t = thresholds
     found = {
         "blurry": (sharp_z < -t.z) & (sharp - sharp_mid < np.log(t.blurry)),
-        "dark": (grey_z < -t.z) & (grey < t.dark * grey_mid),
+        "dark": (light_z < -t.z) & (light < t.dark * light_mid),
         "bright": ((grey_z > t.z) & (255 - grey < t.bright * (255 - grey_mid))) | (clipped > clipped_mid + t.clipped),
         "saturated": (colour_z > t.z) & (saturation > colour_mid + t.saturated),
         "tiny": (short < t.tiny_pixels) | (short < t.tiny * np.median(short)),

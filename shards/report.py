@@ -44,21 +44,31 @@ FINDINGS = {
     "joined_by_audit": "pairs that only the audit found, joined before the final split",
 }
 
-SILENT_OPTIONS = {"folds": 0, "allow_leaks": False}
+SILENT_OPTIONS = {
+    "folds": 0,
+    "allow_thin": False,
+    "allow_leaks": False,
+    "leave_source_out": False,
+    "encode": "keep",
+    "max_side": 0,
+    "exif": "apply",
+    "strip": False,
+}
 """Options that say nothing in a command when they have this value."""
 
 
-def write_set_report(folder: Path) -> Path:
+def write_set_report(folder: Path, becoming: DatasetInfo | None = None) -> Path:
     """Write `folder`/report.html from dataset.json, samples.parquet, rejected.csv and the shards; return its path.
 
-    The page depends on the set alone: not on the time, the machine or the name of the folder.
+    `becoming` is what dataset.json is about to say of a set that grows. The page depends on the set alone: not on the
+    time, the machine or the name of the folder.
 
     Raises:
         BadInput: the set has no readable dataset.json, sample table or list of rejected images.
         EnvironmentFault: the disk is full or fails.
     """
-    info = read_dataset(folder)
-    table = read_samples(folder, [*COLUMNS, "label", "mode", "format"])
+    info = becoming or read_dataset(folder)
+    table = read_samples(folder, [*COLUMNS, "label", "mode", "format"], info)
     rejects = read_rejects(folder / "rejected.csv")
     content: dict[str, Any] = {
         "info": info,
@@ -76,6 +86,8 @@ def write_set_report(folder: Path) -> Path:
         "shapes": _shapes(table),
         "audit": audit_rows(info),
         "split": _split_rows(info),
+        "missed": _missed(info),
+        "warnings": info.split.get("warnings") or [],
         "options": flatten(info.options),
         "command": command(info),
         "shards": info.shards[:MOST_ROWS],
@@ -97,7 +109,9 @@ def leak_count(info: DatasetInfo) -> int:
 def counts_table(info: DatasetInfo) -> dict[str, Any]:
     """Return images for each class and part, with the share of its class that each part got and was to get."""
     parts = list(info.samples)
-    asked = info.split.get("fractions") or {}
+    # Beside a fixed test set and inside each source the shares are not those of the whole class.
+    plain = not info.split.get("fixed_test") and not info.split.get("sources")
+    asked = (info.split.get("fractions") or {}) if plain else {}
     by_class = {name: [info.samples[part].get(name, 0) for part in parts] for name in info.classes}
     totals = {name: sum(counts) for name, counts in by_class.items()}
     whole, most = sum(totals.values()), max(totals.values(), default=0)
@@ -256,6 +270,10 @@ def audit_rows(info: DatasetInfo) -> list[tuple[str, Any]]:
 def _split_rows(info: DatasetInfo) -> list[tuple[str, Any]]:
     rows = []
     for name, value in info.split.items():
+        if name in ("deviations", "thin_classes", "warnings"):
+            continue
+        if name == "sources" and isinstance(value, dict):
+            name, value = "sources left out", ", ".join(f"{fold} {source}" for fold, source in value.items())
         if name == "fractions" and isinstance(value, dict):
             value = ", ".join(f"{part} {percent(share, 0)}" for part, share in value.items())
         if name == "deviation" and isinstance(value, int | float):
@@ -264,14 +282,23 @@ def _split_rows(info: DatasetInfo) -> list[tuple[str, Any]]:
     return rows
 
 
+def _missed(info: DatasetInfo) -> dict[str, Any]:
+    """Return by how much each class missed its asked share in each part, in percentage points."""
+    table = info.split.get("deviations") or {}
+    classes = info.classes[:MOST_ROWS]
+    rows = [(name, [100 * row[name] if name in row else None for row in table.values()]) for name in classes]
+    return {"parts": list(table), "rows": rows}
+
+
 def command(info: DatasetInfo) -> str:
-    """Return the command that packs the same set again from a folder of the same name."""
+    """Return the command that packs the same set from a folder of the same name, and those that append to it."""
     words = ["bloodcell", "pack", str(info.options.get("source") or "IMAGES"), "SET"]
     for name, value in info.options.items():
-        if name in ("source", "decisions_sha256") or value in ("", None) or SILENT_OPTIONS.get(name, ...) == value:
+        if name in ("source", "decisions_sha256") or value in ("", None, []) or SILENT_OPTIONS.get(name, ...) == value:
             continue
         if name == "split" and info.options.get("folds"):
             continue
         flag = name.replace("_", "-")
         words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-    return shlex.join(words)
+    more = [["bloodcell", "pack", entry["source"], "SET", "--append"] for entry in info.extra.get("appended", [])]
+    return " && ".join(map(shlex.join, [words, *more]))

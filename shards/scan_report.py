@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shards.crowds import APART, SHARE, SMALLEST
 from shards.decisions import DROP
 from shards.document import environment, write_page
-from shards.images import UnusableImageError
+from shards.misfits import NEARER, UNLIKE
 from shards.outliers import FAR, THRESHOLD
-from shards.pictures import Picture, thumbnail
 from shards.plots import whisker
-from shards.quality import FLAGS, Thresholds
-from shards.scan import Findings, ScanOptions, near_clusters
+from shards.quality import Thresholds
+from shards.scan import ScanOptions
+from shards.scan_findings import Findings
+from shards.scan_sheets import SHEETS, crowd_sheets, duplicate_rows, sheet
 from shards.sources import as_text
+from shards.sources.options import SOURCE_FLAGS
 
-SIDE = 128
-"""Longer side of a thumbnail in pixels."""
-
-THUMBNAIL_BYTES = 5_000
-MOST_ON_SHEET = 24
-MOST_CLUSTERS = 16
-MOST_IN_CLUSTER = 6
 MOST_ROWS = 100
-
-SHEETS = {
-    "outlier": "Look like nothing else in the set: foreign pictures, artefacts, rare appearances; by class.",
-    "outlier (network)": "Look like nothing else to the network whose features were given; by class.",
-    **{flag: f"{about[0].upper()}{about[1:]}." for flag, about in FLAGS.items()},
-}
-"""Flags that get a contact sheet, and what is said above it."""
+MOST_TOLD = 8
 
 MEASURES = {
     "brightness": ("Brightness", "mean grey, 0 to 255"),
@@ -52,9 +42,9 @@ def write_scan_report(
     Raises:
         EnvironmentFault: the disk is full or fails.
     """
-    name = as_text(Path(source.resolve().name))
     content: dict[str, Any] = {
-        "name": name,
+        "name": ", ".join(found.roots),
+        "decisions": shlex.quote(as_text(target / "decisions.csv")),
         "files": len(found.images) + len(found.rejected),
         "usable": len(found.images),
         "ignored": found.ignored,
@@ -64,15 +54,22 @@ def write_scan_report(
         "classes": _classes(found),
         "groups": len({image.item.group for image in found.images} - {""}),
         "ungrouped": sum(not image.item.group for image in found.images),
+        "sources": _sources(found),
         "shapes": _shapes(found),
+        "kinds": _kinds(found),
         "spread": [_spread(found, measure) for measure in MEASURES],
         "shortcuts": [asdict(one) for one in found.shortcuts],
         "warned": [one.sentence for one in found.shortcuts if one.warned and one.visible],
         "told": [one.sentence for one in found.shortcuts if one.warned and not one.visible],
         "rejected": [(r.item.source, r.item.label, r.reason, r.detail) for r in found.rejected[:MOST_ROWS]],
         "rejects": len(found.rejected),
-        "clusters": _clusters(found),
-        "sheets": [sheet for flag in SHEETS if (sheet := _sheet(found, flag))],
+        "personal": _personal(found),
+        "clusters": duplicate_rows(found),
+        "crossing": sum("crosses the split" in flags for flags in found.flags),
+        "crowds": crowd_sheets(found),
+        "crowded": len(found.outliers.crowds.groups),
+        "network": found.outliers.network,
+        "sheets": [shown for flag in SHEETS if (shown := sheet(found, flag))],
         "thresholds": _thresholds(),
         "command": _command(source, target, options),
     }
@@ -107,6 +104,69 @@ def _shapes(found: Findings) -> dict[str, list[dict[str, Any]]]:
         "modes": _tally(image.mode for image in images),
         "formats": _tally(image.format for image in images),
     }
+
+
+def _sources(found: Findings) -> list[dict[str, Any]]:
+    """Return a row per source: images, files that are not usable, its classes, and what was found in it."""
+    rows = []
+    for name in found.roots if len(found.roots) > 1 else ():
+        own = [i for i, image in enumerate(found.images) if found.source(image.item.source) == name]
+        classes = Counter(found.images[i].item.label for i in own).most_common(MOST_TOLD)
+        flags = Counter(flag for i in own for flag in found.flags[i]).most_common(MOST_TOLD)
+        rows.append(
+            {
+                "name": name,
+                "count": len(own),
+                "rejected": sum(found.source(reject.item.source) == name for reject in found.rejected),
+                "classes": ", ".join(f"{label} {n:,}" for label, n in classes),
+                "flags": ", ".join(f"{flag} {n:,}" for flag, n in flags),
+            }
+        )
+    return rows
+
+
+def _kinds(found: Findings) -> list[dict[str, str]]:
+    """Return a row per class: its most frequent sizes, modes and formats with their shares."""
+    own: dict[str, list[int]] = {}
+    for i, image in enumerate(found.images):
+        own.setdefault(image.item.label, []).append(i)
+    rows = []
+    for name in sorted(own)[:MOST_ROWS]:
+        images = [found.images[i] for i in own[name]]
+        rows.append(
+            {
+                "name": name,
+                "sizes": _most(f"{image.width} × {image.height}" for image in images),
+                "modes": _most(image.mode for image in images),
+                "formats": _most(image.format for image in images),
+            }
+        )
+    return rows
+
+
+def _most(values: Iterable[str]) -> str:
+    """Return the most frequent value with its share, and how many others there are."""
+    counted = sorted(Counter(values).items(), key=lambda item: (-item[1], item[0]))
+    value, n = counted[0]
+    if len(counted) == 1:
+        return value
+    return f"{value} ({n / sum(times for _, times in counted):.0%}), {len(counted) - 1} other"
+
+
+def _personal(found: Findings) -> dict[str, Any]:
+    """Return how many images carry personal data, a row per field, and the first such images of each."""
+    having = [i for i, fields in enumerate(found.personal) if fields]
+    kinds = {name: kind for i in having for name, kind in found.personal[i].items()}
+    counts = Counter(name for i in having for name in found.personal[i])
+    first: dict[str, str] = {}
+    for i in having:
+        for name in found.personal[i]:
+            first.setdefault(name, found.images[i].item.source)
+    rows = [
+        {"field": name, "kind": kinds[name], "count": n, "first": first[name]}
+        for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_ROWS]
+    ]
+    return {"images": len(having), "rows": rows}
 
 
 def _tally(values: Iterable[str], most: int = 8) -> list[dict[str, Any]]:
@@ -149,87 +209,13 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
 
 
-def _clusters(found: Findings) -> list[dict[str, Any]]:
-    """Return contradictions, exact and near duplicates as rows of pictures that lie side by side."""
-
-    def labels(group: list[int]) -> int:
-        return len({found.images[i].item.label for i in group})
-
-    contradicting = [group for group in found.same if labels(group) > 1]
-    exact = [group for group in found.same if labels(group) == 1]
-    near = near_clusters(found)
-    kinds = [
-        (
-            "One picture under several labels",
-            contradicting,
-            "All of them are to drop, unless you know which label is right: keep that one.",
-        ),
-        ("Exact duplicates", exact, "Same bytes or same pixels. The first by path is kept."),
-        (
-            "Near-duplicates under several labels",
-            [group for group in near if labels(group) > 1],
-            "The same field under different labels, or two cells that lie close together: for you to judge.",
-        ),
-        (
-            "Near-duplicates",
-            [group for group in near if labels(group) == 1],
-            "The same field turned, mirrored, cropped, encoded again or taken twice. Packing keeps it in one part.",
-        ),
-    ]
-    return [
-        {
-            "title": title,
-            "note": note,
-            "total": len(groups),
-            "images": sum(map(len, groups)),
-            "shown": [[_picture(found, i) for i in group[:MOST_IN_CLUSTER]] for group in groups[:MOST_CLUSTERS]],
-            "sizes": [len(group) for group in groups[:MOST_CLUSTERS]],
-        }
-        for title, groups, note in kinds
-        if groups
-    ]
-
-
-def _sheet(found: Findings, flag: str) -> dict[str, Any] | None:
-    """Return the contact sheet of a flag: by class, the most unusual first where the flag has a score."""
-    chosen = [i for i, flags in enumerate(found.flags) if flag in flags]
-    if not chosen:
-        return None
-    judged = {"outlier": found.outliers, "outlier (network)": found.network}.get(flag)
-    if judged:
-        chosen.sort(key=lambda i: -judged.score[i])
-    shown = sorted(_spaced(chosen) if not judged else chosen[:MOST_ON_SHEET], key=lambda i: found.images[i].item.label)
-    notes = [f"{judged.score[i]:.1f}×" if judged else "" for i in shown]
-    pictures = [_picture(found, i) for i in shown]
-    return {
-        "flag": flag,
-        "about": SHEETS[flag],
-        "total": len(chosen),
-        "shown": [{"picture": picture, "note": note} for picture, note in zip(pictures, notes, strict=True)],
-    }
-
-
-def _spaced(chosen: Sequence[int]) -> list[int]:
-    places = np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), MOST_ON_SHEET)).astype(np.int64))
-    return [chosen[place] for place in places]
-
-
-def _picture(found: Findings, i: int) -> Picture:
-    image = found.images[i]
-    try:
-        uri = thumbnail(image.item.path.read_bytes(), SIDE, THUMBNAIL_BYTES)
-    except (OSError, UnusableImageError):  # gone or changed since it was examined
-        uri = ""
-    return Picture(uri, image.item.source, image.item.label, image.item.source, image.width, image.height)
-
-
 def _thresholds() -> list[tuple[str, str]]:
     t = Thresholds()
     like = f"and a robust z-score beyond {t.z}"
     return [
         ("compared with", f"images of about the same size and the same class, if there are {t.least} of them"),
-        ("blurry", f"sharpness below {t.blurry:.0%} of the median, {like}"),
-        ("dark", f"mean grey below {t.dark:.0%} of the median, {like}"),
+        ("blurry", f"sharpness for its contrast below {t.blurry:.0%} of the median, {like}"),
+        ("dark", f"mean of the lightest channel below {t.dark:.0%} of the median, {like}"),
         (
             "bright",
             f"distance to white below {t.bright:.0%} of the median, {like}; or {t.clipped:.0%} more pure white",
@@ -239,15 +225,25 @@ def _thresholds() -> list[tuple[str, str]]:
         ("odd aspect", f"width to height differs from the median by a factor of {t.aspect}"),
         (
             "outlier",
-            f"distance to the k-th neighbour {THRESHOLD} times the 75th percentile; from {FAR} on, to drop",
+            f"distance to the k-th neighbour {THRESHOLD} times the 75th percentile, or to the nearest quarter of the "
+            f"set and of its class {THRESHOLD} times the median; from {FAR} on, to drop",
         ),
+        (
+            "crowd",
+            f"distance to both quarters {APART} times the median, and {SMALLEST} or {SHARE:.1%} of the images alike; a "
+            f"kind that is more than a quarter of its class is not found",
+        ),
+        ("unlike its class", f"distance to the k-th neighbour in the class {UNLIKE} times its 75th percentile"),
+        ("like another class", f"{NEARER} times as near to another class, {like.replace('and', 'with')} in its class"),
     ]
 
 
 def _command(source: Path, target: Path, options: ScanOptions) -> str:
     """Return the command that packs the folder as decided."""
     words = ["bloodcell", "pack", as_text(source), "SET", "--decisions", as_text(target / "decisions.csv")]
-    for name in ("table", "group_column", "group_pattern"):
+    for other in options.also:
+        words += ["--also", other]
+    for name in SOURCE_FLAGS:
         if value := getattr(options, name):
             words += [f"--{name.replace('_', '-')}", value]
     return shlex.join(words)

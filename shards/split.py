@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ def split(
     fractions: dict[str, float],
     seed: int,
     classes: Sequence[str],
+    thin: bool = False,
 ) -> Split:
     """Assign every sample to a part so that no group is cut and each class is shared out as asked.
 
@@ -60,6 +62,7 @@ def split(
         fractions: part -> share, adding up to 1.
         seed: of the draw.
         classes: class names, for messages.
+        thin: a class with too few groups for the parts is placed in some of them in place of being an error.
 
     Raises:
         BadInput: a class has fewer groups than there are parts, so that some part would lack it.
@@ -68,7 +71,8 @@ def split(
     parts = list(fractions)
     shares = np.array([fractions[part] for part in parts])
     units = _units(groups, keys)
-    _check_enough(label_array, units, parts, classes)
+    if not thin:
+        _check_enough(label_array, groups, units, parts, classes)
     totals = np.bincount(label_array, minlength=len(classes)).astype(float)
     wanted = np.outer(shares, totals)
     placed = np.zeros_like(wanted)
@@ -76,11 +80,11 @@ def split(
     ordered = sorted(units, key=lambda unit: (-len(unit), order_key(seed, min(keys[i] for i in unit))))
     for unit in (u for u in ordered if len(u) > 1):
         counts = np.bincount(label_array[unit], minlength=len(classes)).astype(float)
-        part = _best_part(counts, placed, wanted, totals)
+        part = best_part(counts, placed, wanted, totals)
         assignment[unit] = part
         placed[part] += counts
-    _fill_singles([u[0] for u in ordered if len(u) == 1], label_array, assignment, placed, wanted)
-    _mend_empty(ordered, label_array, assignment, placed, parts, classes)
+    fill_singles([u[0] for u in ordered if len(u) == 1], label_array, assignment, placed, wanted)
+    _mend_empty(ordered, label_array, assignment, placed, parts, classes, thin)
     deviation = float(np.abs(placed / np.maximum(totals, 1) - shares[:, None])[:, totals > 0].max())
     return Split(parts, assignment, deviation)
 
@@ -92,7 +96,9 @@ def _units(groups: Sequence[str], keys: Sequence[str]) -> list[list[int]]:
     return list(found.values())
 
 
-def _check_enough(labels: np.ndarray, units: list[list[int]], parts: list[str], classes: Sequence[str]) -> None:
+def _check_enough(
+    labels: np.ndarray, groups: Sequence[str], units: list[list[int]], parts: list[str], classes: Sequence[str]
+) -> None:
     per_class = np.zeros(len(classes), dtype=np.int64)
     for unit in units:
         per_class[np.unique(labels[unit])] += 1
@@ -100,13 +106,21 @@ def _check_enough(labels: np.ndarray, units: list[list[int]], parts: list[str], 
         if per_class[index] < len(parts):
             images = int((labels == index).sum())
             raise BadInput(
-                f"class {name!r} has {images} images in {per_class[index]} groups, too few for {len(parts)} parts",
+                f"class {name!r} has {images} images in {per_class[index]} groups, too few for {len(parts)} parts"
+                + _named_groups(groups, labels == index),
                 ", ".join(parts),
-                "add images, ask for fewer parts, or leave the class out",
+                "add images, ask for fewer parts, leave the class out, or --allow-thin to have it in some parts only",
             )
 
 
-def _best_part(counts: np.ndarray, placed: np.ndarray, wanted: np.ndarray, totals: np.ndarray) -> int:
+def _named_groups(groups: Sequence[str], chosen: np.ndarray) -> str:
+    """Return ': p1 20, p2 20' for the groups of the chosen samples, the largest first; "" where none is named."""
+    sizes = Counter(groups[i] for i in np.flatnonzero(chosen).tolist() if groups[i])
+    named = ", ".join(f"{name} {n}" for name, n in sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
+    return f": {named}" if named else ""
+
+
+def best_part(counts: np.ndarray, placed: np.ndarray, wanted: np.ndarray, totals: np.ndarray) -> int:
     """Return the part where adding `counts` makes the squared distance to the wanted shares least."""
     scale = np.maximum(totals, 1)
     before = ((placed - wanted) / scale) ** 2
@@ -116,7 +130,7 @@ def _best_part(counts: np.ndarray, placed: np.ndarray, wanted: np.ndarray, total
     return int(np.argmin(((after - before) * weight).sum(axis=1)))
 
 
-def _fill_singles(
+def fill_singles(
     singles: list[int], labels: np.ndarray, assignment: np.ndarray, placed: np.ndarray, wanted: np.ndarray
 ) -> None:
     """Deal single samples, class by class, so that each part comes as near to its share as rounding allows."""
@@ -146,6 +160,7 @@ def _mend_empty(
     placed: np.ndarray,
     parts: list[str],
     classes: Sequence[str],
+    thin: bool,
 ) -> None:
     """Where rounding left a part without a class, move the smallest unit of that class from the part that has most."""
     for label in range(len(classes)):
@@ -154,6 +169,8 @@ def _mend_empty(
                 continue
             owners = [u for u in units if (labels[u] == label).any()]
             movable = [u for u in owners if _spares(u, labels, int(assignment[u[0]]), placed)]
+            if not movable and thin:
+                continue
             if not movable:
                 raise BadInput(
                     f"class {classes[label]!r} cannot be in {parts[part]!r} without cutting a group",

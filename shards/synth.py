@@ -11,9 +11,21 @@ from pathlib import Path
 
 from shards.atomic import disk_errors, new_folder
 from shards.console import progress
-from shards.defects import blurred, corrupt, encode_jpeg, mark_corner, near_duplicate, odd_format, outlier
+from shards.defects import (
+    SPOILT,
+    bit_flipped,
+    blurred,
+    corrupt,
+    encode_jpeg,
+    mark_corner,
+    near_duplicate,
+    odd_format,
+    outlier,
+    spoilt,
+)
 from shards.drawing import CLASSES, SCENE, draw_smear, slide_look
 from shards.errors import BadInput
+from shards.foreign import crowd_picture
 from shards.parallel import chunked, map_ordered
 from shards.synthplan import Entry, SynthOptions, plan
 from shards.textures import stream
@@ -82,11 +94,17 @@ def contents(entry: Entry, options: SynthOptions) -> bytes:
     rng = stream(options.seed, SCENE, entry.scene)
     if entry.defect == "outlier":
         return encode_jpeg(outlier(rng, entry.detail, options.size))
+    if entry.defect == "foreign_crowd":
+        return encode_jpeg(crowd_picture(rng, entry.detail, options.size))
     picture = draw_smear(entry.drawn, slide_look(options.seed, entry.patient, entry.slide), rng, options.size)
     if entry.defect == "blurred":
         picture = blurred(picture)
     if options.shortcut:
         picture = mark_corner(picture, CLASSES.index(entry.drawn))
+    if entry.defect in SPOILT:
+        picture = spoilt(picture, entry.defect)
+    if entry.defect == "bit_flip":
+        return bit_flipped(picture, entry.detail, rng)
     if entry.defect == "odd_format":
         return odd_format(picture, entry.detail)
     content = encode_jpeg(picture)

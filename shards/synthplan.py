@@ -7,9 +7,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from shards.defects import CORRUPT, NEAR_DUPLICATES, ODD_FORMATS, OUTLIERS
+from shards.defects import BIT_FLIPS, CORRUPT, NEAR_DUPLICATES, ODD_FORMATS, OUTLIERS, SPOILT
 from shards.drawing import CLASSES
 from shards.errors import BadInput
+from shards.foreign import CROWDS
 from shards.textures import stream
 
 BY_SIZE = ("early", "pre", "pro", "benign")
@@ -49,11 +50,19 @@ class SynthOptions:
     seed: int = _option(0, "seed: the same options and seed give the same bytes")
     imbalance: float = _option(1.0, "images of the largest class for each one of the smallest")
     exact_duplicates: int = _option(0, "copies of a file, byte for byte")
-    near_duplicates: int = _option(0, "copies rotated, flipped, re-encoded or slightly cropped, in turn")
+    near_duplicates: int = _option(0, "copies in the 8 orientations of the square or slightly cropped, in turn")
     contradictions: int = _option(0, "copies of a file, byte for byte, in the folder of another class")
     outliers: int = _option(0, "pictures that show no cells")
     blurred: int = _option(0, "images far out of focus")
     corrupt: int = _option(0, "broken files: a truncated JPEG, text named .jpg, no byte at all, in turn")
+    bit_flips: int = _option(0, "files with one inverted bit, PNG and JPEG in turn")
+    dark: int = _option(0, "images far too dark")
+    bright: int = _option(0, "overexposed images")
+    saturated: int = _option(0, "images of far too strong colours")
+    tiny: int = _option(0, "images of a fifth of the side")
+    odd_aspect: int = _option(0, "images cut to half their height")
+    other_stain: int = _option(0, "cells in another stain than all others")
+    foreign_crowd: int = _option(0, "foreign pictures of two kinds, alike within each, put into one class each")
     spanning_patients: int = _option(0, "patients with images in both TRAIN and TEST (needs split_folders)")
     shortcut: bool = _option(False, "label a corner of every image in a colour that gives its class away")
     odd_formats: int = _option(0, "images as BMP, PNG, grey, CMYK, 16-bit, palette, EXIF-rotated, in turn")
@@ -210,14 +219,21 @@ def _extras(options: SynthOptions, rng: np.random.Generator, ordinary: list[Entr
         ("blurred", options.blurred, ("",)),
         ("corrupt", options.corrupt, CORRUPT),
         ("odd_format", options.odd_formats, tuple(ODD_FORMATS)),
+        ("bit_flip", options.bit_flips, tuple(BIT_FLIPS)),
+        *((defect, getattr(options, defect), ("",)) for defect in SPOILT),
+        ("foreign_crowd", options.foreign_crowd, CROWDS),
     )
+    suffixes = {"odd_format": ODD_FORMATS, "bit_flip": BIT_FLIPS}
     number = len(ordinary) + sum((options.exact_duplicates, options.near_duplicates, options.contradictions))
     entries: list[Entry] = []
     for defect, count, details in kinds:
         for turn in range(count):
-            beside = ordinary[int(rng.integers(len(ordinary)))]
             detail = details[turn % len(details)]
-            suffix = ODD_FORMATS[detail] if defect == "odd_format" else ".jpg"
+            among = ordinary
+            if defect == "foreign_crowd":
+                among = [entry for entry in ordinary if entry.name == CLASSES[CROWDS.index(detail)]]
+            beside = among[int(rng.integers(len(among)))]
+            suffix = suffixes.get(defect, {}).get(detail, ".jpg")
             path = _path(beside.folder, beside.name, beside.patient, number, suffix)
             entries.append(replace(beside, path=path, number=number, scene=number, defect=defect, detail=detail))
             number += 1

@@ -84,7 +84,7 @@ def header(name: str, size: int) -> bytes:
         raise BadInput(f"{name} has {size:,} bytes", "tar", "a member of a plain tar is smaller than 8 GiB")
     raw = name.encode("ascii")
     # Less than 65,521, so the low half of Adler-32 is the sum of these bytes, plus one: much faster than sum().
-    variable_sum = (zlib.adler32(raw + b"%011o" % size) & 0xFFFF) - 1
+    variable_sum = (zlib.adler32(b"%b%011o" % (raw, size)) & 0xFFFF) - 1
     return _HEADER % (raw.ljust(NAME_LIMIT, b"\0"), size, _FIXED_SUM + variable_sum)
 
 
@@ -106,9 +106,10 @@ def _lay_out(key: str, members: Sequence[tuple[str, bytes]], position: int) -> t
     placed: list[Member] = []
     for extension, data in members:
         name, size = f"{key}.{extension}", len(data)
+        fill = -size % BLOCK
         placed.append(Member(name, position + BLOCK, size))
-        parts += (header(name, size), data, _ZEROS[: -size % BLOCK])
-        position += BLOCK + size + -size % BLOCK
+        parts += (header(name, size), data, _ZEROS[:fill])
+        position += BLOCK + size + fill
     return b"".join(parts), placed
 
 
@@ -127,10 +128,15 @@ def archive_end(size: int) -> bytes:
 
 def index_text(samples: Iterable[Sequence[Member]]) -> str:
     """Return DALI's index v1.2: a line per sample in the order of the tar, `extension offset size name` per member."""
-    lines = [
-        " ".join(f"{m.name.partition('.')[2]} {m.offset} {m.size} {m.name}" for m in members) for members in samples
-    ]
-    return f"v1.2 {len(lines)}\n" + "".join(f"{line}\n" for line in lines)
+    return _index_text([_index_line(members) for members in samples])
+
+
+def _index_line(members: Iterable[Member]) -> str:
+    return " ".join([f"{name.partition('.')[2]} {offset} {size} {name}" for name, offset, size in members])
+
+
+def _index_text(lines: Sequence[str]) -> str:
+    return "\n".join([f"v1.2 {len(lines)}", *lines, ""])
 
 
 def index_path(tar: Path) -> Path:
@@ -156,7 +162,7 @@ class ShardWriter:
         self.summary: ShardSummary | None = None
         self._partial = path.with_name(f"{path.name}.partial")
         self._digest = hashlib.sha256()
-        self._samples: list[list[Member]] = []
+        self._lines: list[str] = []  # of the index: lists of members would take more memory and be walked by the gc
         self._keys: set[str] = set()
         self._size = self._waiting = 0
         self._batch: list[bytes] = []
@@ -179,7 +185,7 @@ class ShardWriter:
         self._write(data)
         self._size += len(data)
         self._keys.add(key)
-        self._samples.append(placed)
+        self._lines.append(_index_line(placed))
         return placed
 
     def _write(self, data: bytes) -> None:
@@ -207,7 +213,7 @@ class ShardWriter:
         """
         if self.summary is not None:
             return self.summary
-        if not self._samples:
+        if not self._lines:
             self._discard()
             raise Fault("a shard without samples was to be written", self.path)
         end = archive_end(self._size)
@@ -217,10 +223,10 @@ class ShardWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             with open_atomic(index_path(self.path), "w") as index:
-                index.write(index_text(self._samples))
+                index.write(_index_text(self._lines))
             os.replace(self._partial, self.path)
             sync_directory(self.path.parent)
-        self.summary = ShardSummary(len(self._samples), self._size + len(end), self._digest.hexdigest())
+        self.summary = ShardSummary(len(self._lines), self._size + len(end), self._digest.hexdigest())
         return self.summary
 
     def _discard(self) -> None:

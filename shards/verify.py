@@ -17,6 +17,7 @@ from shards.format import INDEX_DTYPE, SAMPLES_SCHEMA, DatasetInfo, fingerprint,
 from shards.parallel import map_ordered
 from shards.tar import RESTORE
 from shards.verify_shard import ShardTask, check_shard
+from shards.work import is_growing
 
 KEY_PATTERN = "^[a-z0-9_]+$"
 
@@ -46,7 +47,7 @@ def verify(folder: Path, workers: int = 1) -> dict[str, Any]:
         warn("the set was packed with --allow-leaks: its parts share images or groups")
     return {
         "ok": not problems,
-        "samples": sum(shard.samples for shard in info.shards),
+        "samples": info.total,
         "shards": len(info.shards),
         "bytes": sum(shard.bytes for shard in found),
         "bad_shards": [
@@ -72,6 +73,9 @@ def _check_values(folder: Path, info: DatasetInfo) -> None:
 
 def _check_files(folder: Path, info: DatasetInfo) -> list[str]:
     """Name files that look like shards and do not belong to the set (missing ones are found when they are read)."""
+    if is_growing(folder):
+        warn("images are being appended to this set, or an append was cut short: what it wrote so far is not checked")
+        return []
     known = {name for shard in info.shards for name in (shard.file, shard.file.removesuffix(".tar") + ".idx")}
     strays = sorted(path.name for path in folder.iterdir() if path.suffix in (".tar", ".idx", ".partial"))
     return [
@@ -128,8 +132,7 @@ def check_table(folder: Path, info: DatasetInfo) -> list[str]:
 def _usable(folder: Path, info: DatasetInfo) -> bool:
     try:
         with pq.ParquetFile(folder / "samples.parquet") as file:
-            rows = sum(shard.samples for shard in info.shards)
-            return bool(file.schema_arrow.equals(SAMPLES_SCHEMA) and file.metadata.num_rows == rows)
+            return bool(file.schema_arrow.equals(SAMPLES_SCHEMA) and file.metadata.num_rows >= info.total)
     except (OSError, pa.ArrowException):
         return False
 

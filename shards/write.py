@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from shards.clean import Image
-from shards.errors import BadInput
+from shards.atomic import open_atomic
+from shards.chunks import spool_path
+from shards.errors import BadInput, EnvironmentFault
+from shards.examine import Image
 from shards.format import SAMPLES_SCHEMA
 from shards.images import EXTENSIONS
-from shards.tar import ShardSummary, ShardWriter
+from shards.tar import ShardSummary, ShardWriter, index_path
+
+PLAN_VERSION = 1
+"""Of what is written; to be raised when the same plan would give other bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image with its place in the set: key, label, group and part."""
 
@@ -31,28 +38,60 @@ class Sample:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """What one shard will hold."""
+    """What one shard will hold.
+
+    `work` is the folder with the spools of treated images; beside them lies the record of a finished shard.
+    """
 
     path: Path
     part: str
     classes: list[str]
     samples: list[Sample]
+    work: Path | None = None
+
+    @property
+    def record(self) -> Path | None:
+        """The file that says that the shard is written, and how."""
+        return self.work / f"{self.path.stem}.json" if self.work else None
+
+    def digest(self) -> str:
+        """Return the digest of everything that the bytes of the shard depend on."""
+        digest = hashlib.sha256(f"{PLAN_VERSION}".encode())
+        for sample in self.samples:
+            digest.update(json.dumps(row(sample, self.classes)).encode())
+        return digest.hexdigest()
+
+
+class Written(NamedTuple):
+    """A written shard: what it is as a file, and where in it each image begins."""
+
+    summary: ShardSummary
+    offsets: list[int]
 
 
 def plan_shards(
-    samples: list[Sample], classes: list[str], shard_bytes: int, shard_samples: int, folder: Path
+    samples: list[Sample],
+    classes: list[str],
+    shard_bytes: int,
+    shard_samples: int,
+    folder: Path,
+    work: Path | None = None,
+    taken: Mapping[str, int] | None = None,
 ) -> list[ShardPlan]:
-    """Cut each part into shards by size and count, without looking at anything but the samples."""
+    """Cut each part into shards by size and count, without looking at anything but the samples.
+
+    `taken` says how many shards of each part there are already.
+    """
     plans: list[ShardPlan] = []
     current: list[Sample] = []
     size = 0
-    numbers: Counter[str] = Counter()
+    numbers = Counter(taken or {})
 
     def close() -> None:
         nonlocal current, size
         if current:
             part = current[0].part
-            plans.append(ShardPlan(folder / f"{part}-{numbers[part]:06d}.tar", part, classes, current))
+            plans.append(ShardPlan(folder / f"{part}-{numbers[part]:06d}.tar", part, classes, current, work))
             numbers[part] += 1
         current, size = [], 0
 
@@ -67,34 +106,77 @@ def plan_shards(
     return plans
 
 
-def write_shard(plan: ShardPlan) -> tuple[ShardSummary, list[int]]:
+def write_planned(plan: ShardPlan) -> Written:
+    """Write one shard and its record, so that it need not be written again after a kill; errors as in `write_shard`."""
+    written = write_shard(plan)
+    if plan.record:
+        value = {"plan": plan.digest(), "summary": asdict(written.summary), "offsets": written.offsets}
+        with open_atomic(plan.record, "w", durable=False) as file:
+            json.dump(value, file)
+    return written
+
+
+def finished(plan: ShardPlan) -> Written | None:
+    """Return a shard that an earlier start wrote by the same plan; None if there is none."""
+    if plan.record is None:
+        return None
+    try:
+        value = json.loads(plan.record.read_text(encoding="utf-8"))
+        summary = ShardSummary(**value["summary"])
+        size = plan.path.stat().st_size
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    same = size == summary.bytes and index_path(plan.path).exists() and value["plan"] == plan.digest()
+    return Written(summary, value["offsets"]) if same else None
+
+
+def write_shard(plan: ShardPlan) -> Written:
     """Write one tar with its index; return its summary and the offset of each sample's image bytes.
 
     Raises:
         BadInput: a file changed or vanished since it was examined.
+        EnvironmentFault: the disk is full or fails, or a spool is damaged.
     """
     offsets = []
     with ShardWriter(plan.path) as writer:
         for sample in plan.samples:
-            try:
-                data = sample.image.item.path.read_bytes()
-            except OSError as error:
-                raise BadInput(f"an image vanished while packing: {error.strerror}", sample.image.item.path) from error
-            if hashlib.sha256(data).hexdigest() != sample.image.sha256:
-                raise BadInput(
-                    "an image changed while packing", sample.image.item.path, "pack a folder that is at rest"
-                )
-            row = _row(sample, plan.classes)
             members = [
-                (EXTENSIONS[sample.image.format], data),
+                (EXTENSIONS[sample.image.format], _bytes(sample.image, plan.work)),
                 ("cls", str(sample.label).encode()),
-                ("json", json.dumps(row, ensure_ascii=False).encode()),
+                ("json", json.dumps(row(sample, plan.classes), ensure_ascii=False).encode()),
             ]
             offsets.append(writer.add(sample.key, members)[0].offset)
-    return writer.close(), offsets
+    return Written(writer.close(), offsets)
 
 
-def _row(sample: Sample, classes: list[str]) -> dict[str, Any]:
+def _bytes(image: Image, work: Path | None) -> bytes:
+    """Return the bytes to pack, which are those that were examined."""
+    if image.chunk >= 0 and work:
+        return _spooled(image, spool_path(work, image.chunk))
+    path = image.item.path
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"an image vanished while packing: {error.strerror}", path) from error
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise BadInput("an image changed while packing", path, "pack a folder that is at rest")
+    return data
+
+
+def _spooled(image: Image, spool: Path) -> bytes:
+    try:
+        with open(spool, "rb") as file:
+            data = os.pread(file.fileno(), image.size, image.offset)
+    except OSError:
+        data = b""
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        spool.unlink(missing_ok=True)  # so that the next start makes it again
+        raise EnvironmentFault("the bytes of treated images are damaged", spool, "start again to go on")
+    return data
+
+
+def row(sample: Sample, classes: list[str]) -> dict[str, Any]:
+    """Return what the .json of a sample says."""
     image = sample.image
     return {
         "key": sample.key,
@@ -112,10 +194,17 @@ def _row(sample: Sample, classes: list[str]) -> dict[str, Any]:
 
 
 def sample_table(samples: list[Sample], classes: list[str], numbers: list[int], offsets: list[int]) -> pa.Table:
-    rows = [_row(sample, classes) for sample in samples]
-    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
-    columns["crc32"] = [sample.image.crc32 for sample in samples]
-    columns["shard"] = numbers
-    columns["offset"] = offsets
-    columns["size"] = [sample.image.size for sample in samples]
+    """Return the sample table; `numbers` are the shards of the samples, `offsets` where their image bytes begin."""
+    columns: dict[str, Any] = {
+        "key": [sample.key for sample in samples],
+        "split": [sample.part for sample in samples],
+        "label": [sample.label for sample in samples],
+        "class": [classes[sample.label] for sample in samples],
+        "group": [sample.group for sample in samples],
+        "source": [sample.image.item.source for sample in samples],
+        "shard": numbers,
+        "offset": offsets,
+    }
+    seen = [name for name in SAMPLES_SCHEMA.names if name not in columns]
+    columns |= {name: [getattr(sample.image, name) for sample in samples] for name in seen}
     return pa.table({name: columns[name] for name in SAMPLES_SCHEMA.names}, schema=SAMPLES_SCHEMA)

@@ -7,6 +7,8 @@ OOPSLA 2014).
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 MASK = (1 << 64) - 1
@@ -14,6 +16,8 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S11, _S27, _S30, _S31 = (np.uint64(bits) for bits in (11, 27, 30, 31))
+
+_VIEW = np.uint64(GOLDEN * 5 & MASK)  # the four links before it are seed, epoch, id and occurrence
 
 TRIES = 10
 """Proposals drawn at once for a random crop or erased box: the first that fits is taken (torchvision: 10 tries too)."""
@@ -70,6 +74,10 @@ COLUMNS: dict[str, tuple[int, int]] = {
     "quality": (171, 1),
     "noise.apply": (172, 1),
     "noise.strength": (173, 1),
+    "trivial.op": (174, 1),
+    "trivial.magnitude": (175, 1),
+    "trivial.sign": (176, 1),
+    "hybrid.kind": (177, 1),  # RandAugment or AugMix
 }
 
 
@@ -119,6 +127,12 @@ class Draws:
         ids, occurrences = np.asarray(ids), np.asarray(occurrences)
         self.shape = np.broadcast_shapes(ids.shape, occurrences.shape)
         self._state = chain(seed, epoch, ids, occurrences).reshape(self.shape)
+
+    def view(self, number: int) -> Draws:
+        """Return other numbers for the same samples: those of another view of each, counted from 1."""
+        other = copy.copy(self)
+        other._state = mix(np.atleast_1d(self._state) ^ mix(_words(number) + _VIEW)).reshape(self.shape)
+        return other
 
     def block(self, column: str) -> np.ndarray:
         """Return all uniforms of `column`: float64 in [0, 1), shape (*ids.shape, columns of that name)."""

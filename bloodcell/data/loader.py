@@ -29,7 +29,8 @@ class Batch:
     """One micro-batch.
 
     Attributes:
-        images: float32 [n, 3, size, size] on the device, normalised; channels_last in memory if the view asks for it.
+        images: float32 [n * views, 3, size, size] on the device, normalised, all samples in their first view first;
+            channels_last in memory if the view asks for it.
         labels: int64 [n] on the device.
         valid: bool [n] on the device; False rows are padding (evaluation only).
         request: the ids, occurrences and epoch behind it, on the host.
@@ -140,7 +141,7 @@ class Loader:
     def _next(self) -> Batch:
         images, ids = self._pipeline.run()
         request = self._source.waiting.popleft()
-        if not np.array_equal(np.asarray(ids.as_tensor()).reshape(-1), request.ids):
+        if not np.array_equal(np.asarray(ids.as_tensor()).reshape(-1), np.tile(request.ids, self.view.views)):
             raise Fault("DALI delivered a batch out of order", "loader", "report this with the run's configuration")
         tensor = self._tensor(images)
         labels = torch.from_numpy(self.shards.index["label"][request.ids].astype(np.int64))

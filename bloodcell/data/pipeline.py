@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from bloodcell.data.canvas import Canvas
 from bloodcell.data.draws import Draws
-from bloodcell.data.policies import Arguments, Brightness, Colour, Crop, Flip, Policy, Rotate, centre_window, draw
+from bloodcell.data.operations import Arguments, Crop, Flip, centre_window
+from bloodcell.data.policies import Policy, draw
+from bloodcell.data.render import branches, render
 from bloodcell.data.shardset import Reader, ShardSet
 
 PREFETCH = 2
@@ -39,6 +42,8 @@ class View:
         policy: augmentation; "none" for evaluation.
         seed: of the draws.
         channels_last: memory layout of the output.
+        views: images of each sample in a batch: all samples once, then all again. The first of several is shown
+            without what the policy chooses for each image (policies.draw).
     """
 
     size: int
@@ -47,6 +52,7 @@ class View:
     policy: Policy
     seed: int
     channels_last: bool = True
+    views: int = 1
 
 
 class Source:
@@ -71,17 +77,19 @@ class Source:
             self.error = error
             raise
         self.waiting.append(request)
-        return [images, request.ids, *arguments]
+        views = self.view.views
+        return [images * views, np.tile(request.ids, views), *arguments]
 
     def arguments(self, request: Request) -> list[np.ndarray]:
         """Return the window and the operations' arguments of a request, in the order of argument_names()."""
         rows = self.shards.index[request.ids]
         height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
         draws = Draws(self.view.seed, request.epoch, request.ids, request.occurrences)
-        named = _named(self.view.policy, draw(self.view.policy, draws, height, width))
+        views = self.view.views
+        named = _named(self.view.policy, draw(self.view.policy, draws, height, width, views))
         window = named.pop("window", None)
         if window is None:
-            window = centre_window(height, width).astype(np.float32)
+            window = np.tile(centre_window(height, width), (views, 1)).astype(np.float32)
         start, end = window[:, :2].copy(), window[:, 2:].copy()
         flip = folded_flip(self.view.policy)
         if flip is not None:
@@ -120,8 +128,8 @@ def argument_names(policy: Policy) -> list[str]:
 def build(source: Source, batch: int, threads: int, device_id: int | None) -> Any:
     """Build the pipeline around a source; its outputs are (images, ids).
 
-    images: float32, [batch, size, size, 3] (channels last) or [batch, 3, size, size], normalised, on the GPU
-    `device_id` or on the CPU where that is None. ids: int64 [batch], on the CPU.
+    images: float32, [n, size, size, 3] (channels last) or [n, 3, size, size], normalised, on the GPU `device_id` or on
+    the CPU where that is None; n is `batch` times the view's views. ids: int64 [n], on the CPU.
     """
     from nvidia.dali import fn, pipeline_def, types
 
@@ -129,11 +137,21 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
     names, flip = argument_names(view.policy), folded_flip(view.policy)
     device = "cpu" if device_id is None else "gpu"
 
-    @pipeline_def(batch_size=batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=PREFETCH, seed=0)
+    canvas = Canvas(view.size, device)
+    conditions = any(branches(operation) for operation in view.policy.operations)
+
+    @pipeline_def(
+        batch_size=batch * view.views,
+        num_threads=threads,
+        device_id=device_id,
+        prefetch_queue_depth=PREFETCH,
+        seed=0,
+        enable_conditionals=conditions,  # without them a graph is built faster
+    )
     def graph() -> tuple[Any, Any]:
         fed = fn.external_source(source=source, num_outputs=4 + len(names), batch=True)
         encoded, ids, start, end = fed[:4]
-        arguments = dict(zip(names, fed[4:], strict=True))
+        arguments = {name: fed[4 + place] for place, name in enumerate(names)}
         images = fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed", output_type=types.RGB)
         images = fn.resize(
             images, size=[view.size, view.size], roi_start=start, roi_end=end, roi_relative=True, antialias=True
@@ -141,7 +159,7 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
         for place, operation in enumerate(view.policy.operations):
             if place != flip:
                 own = {name.split(".", 1)[1]: v for name, v in arguments.items() if name.startswith(f"{place}.")}
-                images = RENDER[type(operation)](images, operation, own)
+                images = render(images, operation, own, canvas)
         images = fn.crop_mirror_normalize(
             images,
             device=device,
@@ -152,46 +170,7 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
         )
         return images, ids
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True):  # DALI resets the filters before it warns of its own suite
         pipeline = graph()
         pipeline.build()
     return pipeline
-
-
-def _crop(images: Any, operation: Crop, arguments: dict[str, Any]) -> Any:
-    return images  # its window is the region that the resize reads
-
-
-def _flip(images: Any, operation: Flip, arguments: dict[str, Any]) -> Any:
-    from nvidia.dali import fn
-
-    return fn.flip(images, **arguments)
-
-
-def _rotate(images: Any, operation: Rotate, arguments: dict[str, Any]) -> Any:
-    from nvidia.dali import fn
-
-    return fn.rotate(images, **arguments, keep_size=True, fill_value=float(operation.fill))
-
-
-def _brightness(images: Any, operation: Brightness, arguments: dict[str, Any]) -> Any:
-    from nvidia.dali import fn
-
-    return fn.brightness_contrast(images, **arguments, contrast_center=127.5)
-
-
-def _colour(images: Any, operation: Colour, arguments: dict[str, Any]) -> Any:
-    from nvidia.dali import fn
-
-    return fn.hsv(images, **arguments)
-
-
-RENDER: dict[type, Callable[[Any, Any, dict[str, Any]], Any]] = {
-    Crop: _crop,
-    Flip: _flip,
-    Rotate: _rotate,
-    Brightness: _brightness,
-    Colour: _colour,
-}
-"""How DALI does each operation: uint8 images in, uint8 images out."""

@@ -12,135 +12,82 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints
+from typing import Any
 
-import msgspec
 import numpy as np
 
+from bloodcell.data.choosing import AugMix, Choosing, Hybrid, RandAugment, Trivial
 from bloodcell.data.draws import Draws
+from bloodcell.data.operations import (
+    Affine,
+    Arguments,
+    Blur,
+    Brightness,
+    Colour,
+    Crop,
+    Erase,
+    Flip,
+    Operation,
+    Rotate,
+    Sharpness,
+    Stain,
+)
 from shards.errors import BadInput, nearest
 
-Arguments = dict[str, np.ndarray]
-"""What a backend needs for a batch: one array per argument, first axis = sample."""
-
-
-class Operation(Protocol):
-    """One step of a policy: frozen data, and how its arguments are drawn."""
-
-    def draw(self, draws: Draws, height: np.ndarray, width: np.ndarray) -> Arguments:
-        """Return the arguments for samples whose images are `height` x `width` pixels (int64 [n])."""
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A random window, resized to the input size (Szegedy et al., Going Deeper with Convolutions, 2015).
-
-    `area`: share of the image; `ratio`: width over height. Of ten proposals the first that fits is taken, else the
-    largest central square.
-    """
-
-    area: tuple[float, float] = (0.7, 1.0)
-    ratio: tuple[float, float] = (0.8, 1.25)
-
-    def draw(self, draws: Draws, height: np.ndarray, width: np.ndarray) -> Arguments:
-        """Return `window`: float32 [n, 4], top, left, bottom, right as shares of the image."""
-        pixels = (height * width)[:, None].astype(float)
-        area = (self.area[0] + (self.area[1] - self.area[0]) * draws.block("crop.area")) * pixels
-        low, high = np.log(self.ratio[0]), np.log(self.ratio[1])
-        ratio = np.exp(low + (high - low) * draws.block("crop.ratio"))
-        wide, tall = np.sqrt(area * ratio) / width[:, None], np.sqrt(area / ratio) / height[:, None]
-        fits = (wide <= 1) & (tall <= 1)
-        first, rows = fits.argmax(axis=1), np.arange(len(fits))
-        wide, tall = wide[rows, first], tall[rows, first]
-        top = (1 - tall) * draws.block("crop.y")[rows, first]
-        left = (1 - wide) * draws.block("crop.x")[rows, first]
-        drawn = np.stack([top, left, top + tall, left + wide], axis=1)
-        window = np.where(fits.any(axis=1)[:, None], drawn, centre_window(height, width))
-        return {"window": window.clip(0, 1).astype(np.float32)}
-
-
-@dataclass(frozen=True)
-class Flip:
-    """Mirror images left-right and upside-down, each with its probability; cells have no up."""
-
-    horizontal: float = 0.5
-    vertical: float = 0.5
-
-    def draw(self, draws: Draws, height: np.ndarray, width: np.ndarray) -> Arguments:
-        """Return `horizontal` and `vertical`: int32 [n], 0 or 1."""
-        return {
-            "horizontal": draws.coin("flip.horizontal", self.horizontal).astype(np.int32),
-            "vertical": draws.coin("flip.vertical", self.vertical).astype(np.int32),
-        }
-
-
-@dataclass(frozen=True)
-class Rotate:
-    """Turn by any angle up to `degrees` either way; what comes from outside is filled with `fill` (0..255)."""
-
-    degrees: float = 180.0
-    fill: int = 255
-
-    def draw(self, draws: Draws, height: np.ndarray, width: np.ndarray) -> Arguments:
-        """Return `angle`: float32 [n], degrees."""
-        return {"angle": draws.span("angle", -self.degrees, self.degrees).astype(np.float32)}
-
-
-@dataclass(frozen=True)
-class Brightness:
-    """Multiply brightness and contrast by factors within 1 +- the given; contrast turns about mid-grey."""
-
-    brightness: float = 0.15
-    contrast: float = 0.15
-
-    def draw(self, draws: Draws, height: np.ndarray, width: np.ndarray) -> Arguments:
-        """Return `brightness` and `contrast`: float32 [n], factors."""
-        return {
-            "brightness": draws.span("brightness", 1 - self.brightness, 1 + self.brightness).astype(np.float32),
-            "contrast": draws.span("contrast", 1 - self.contrast, 1 + self.contrast).astype(np.float32),
-        }
-
-
-@dataclass(frozen=True)
-class Colour:
-    """Change saturation by a factor within 1 +- `saturation` and turn the hue by up to `hue` degrees."""
-
-    saturation: float = 0.2
-    hue: float = 5.0
-
-    def draw(self, draws: Draws, height: np.ndarray, width: np.ndarray) -> Arguments:
-        """Return `saturation` (factor) and `hue` (degrees): float32 [n]."""
-        return {
-            "saturation": draws.span("saturation", 1 - self.saturation, 1 + self.saturation).astype(np.float32),
-            "hue": draws.span("hue", -self.hue, self.hue).astype(np.float32),
-        }
-
-
-OPERATIONS: dict[str, type] = {"crop": Crop, "flip": Flip, "rotate": Rotate, "brightness": Brightness, "colour": Colour}
+OPERATIONS: dict[str, type] = {
+    "crop": Crop,
+    "flip": Flip,
+    "rotate": Rotate,
+    "affine": Affine,
+    "brightness": Brightness,
+    "colour": Colour,
+    "stain": Stain,
+    "sharpness": Sharpness,
+    "blur": Blur,
+    "erase": Erase,
+    "randaugment": RandAugment,
+    "trivial": Trivial,
+    "augmix": AugMix,
+    "hybrid": Hybrid,
+}
 """The operations a policy file can name."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A named list of operations, in the order in which they are applied."""
+    """A named list of operations, in the order in which they are applied.
+
+    Raises:
+        BadInput: an operation is there twice: both would draw the same numbers.
+    """
 
     name: str
     operations: tuple[Operation, ...]
+
+    def __post_init__(self) -> None:
+        kinds = [type(operation) for operation in self.operations]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                fix = "both would draw the same numbers: keep one of them"
+                raise BadInput(f"{kind.__name__.lower()} is there twice", f"policy {self.name}", fix)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the views of a sample differ: an operation draws anew for each."""
+        return any(isinstance(operation, Choosing) for operation in self.operations)
 
 
 POLICIES: dict[str, Policy] = {
     "none": Policy("none", ()),
     "light": Policy("light", (Crop(), Flip(), Brightness())),
     "rotate": Policy("rotate", (Crop(), Flip(), Rotate(), Brightness())),
+    "stain": Policy("stain", (Crop(), Flip(), Stain())),
+    "strong": Policy("strong", (Crop((0.5, 1.0)), Flip(), Rotate(), Brightness(0.2, 0.2), Stain(), Blur(), Erase())),
+    "randaugment": Policy("randaugment", (Crop(), Flip(), RandAugment())),
+    "trivial": Policy("trivial", (Crop(), Flip(), Trivial())),
+    "augmix": Policy("augmix", (Crop(), Flip(), AugMix())),
+    "hybrid": Policy("hybrid", (Crop(), Flip(), Rotate(), Brightness(), Hybrid())),
 }
-
-
-def centre_window(height: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Return the largest central square of each image, float64 [n, 4]: top, left, bottom, right as shares."""
-    side = np.minimum(height, width)
-    tall, wide = side / height, side / width
-    top, left = (1 - tall) / 2, (1 - wide) / 2
-    return np.stack([top, left, top + tall, left + wide], axis=1)
 
 
 def find_policy(name: str) -> Policy:
@@ -194,13 +141,28 @@ def _operation(entry: dict[str, Any], path: Path) -> Operation:
     for key in entry:
         if key not in known:
             raise BadInput(f"{name} has no {key!r}", path, nearest(key, known) or f"it has {', '.join(known)}")
-    hints = get_type_hints(cls)
     try:
-        return cls(**{key: msgspec.convert(value, hints[key]) for key, value in entry.items()})
-    except msgspec.ValidationError as error:
-        raise BadInput(f"{name}: {error}", path, "mend the value") from error
+        return cls(**entry)
+    except BadInput as error:
+        raise BadInput(error.what, path, error.fix) from error
 
 
-def draw(policy: Policy, draws: Draws, height: np.ndarray, width: np.ndarray) -> list[Arguments]:
-    """Return the arguments of every operation of the policy for a batch; sizes in pixels, int64 [n]."""
-    return [operation.draw(draws, height, width) for operation in policy.operations]
+def draw(policy: Policy, draws: Draws, height: np.ndarray, width: np.ndarray, views: int = 1) -> list[Arguments]:
+    """Return the arguments of every operation of the policy for a batch; sizes in pixels, int64 [n].
+
+    With several `views`, the arguments are those of all samples for the first view, then for the second and so on. All
+    views of a sample share what the operations draw, but for those that choose among others: they leave the first
+    view as it is, the second is that of a single view, and each further one has numbers of its own.
+    """
+    return [_draw(operation, draws, height, width, views) for operation in policy.operations]
+
+
+def _draw(operation: Operation, draws: Draws, height: np.ndarray, width: np.ndarray, views: int) -> Arguments:
+    drawn = operation.draw(draws, height, width)
+    if views == 1:
+        return drawn
+    all_views = [drawn] * views
+    if isinstance(operation, Choosing):
+        others = [operation.draw(draws.view(number), height, width) for number in range(1, views - 1)]
+        all_views = [operation.neutral(drawn), drawn, *others]
+    return {name: np.concatenate([view[name] for view in all_views]) for name in drawn}

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from shards.errors import BadInput, EnvironmentFault
 from shards.format import DatasetInfo, open_index, read_dataset, read_samples
+from shards.sources.items import FIXED
 
 OPEN_FILES = 128
 """Tars kept open at once by each process."""
@@ -62,9 +63,13 @@ class ShardSet:
     def split_name(self, name: str, fold: int) -> str:
         """Return the full name of 'train', 'val' or 'test' in this set: itself, or 'fold3/train'.
 
+        A fixed test set beside folds, `fixed_test`, belongs to all of them.
+
         Raises:
             BadInput: a fold is asked for where there are none, or none where there are folds.
         """
+        if name == FIXED and name in self.info.splits:
+            return name
         folds = sorted({split.split("/")[0] for split in self.info.splits if "/" in split})
         if not folds:
             if fold >= 0:

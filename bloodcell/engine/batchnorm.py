@@ -57,14 +57,13 @@ class BatchNormStatistics:
             begin += buffer.numel()
 
     def count_steps(self, micro_batches: int) -> None:
-        """Set num_batches_tracked to the micro-batches of all ranks."""
+        """Set num_batches_tracked to the micro-batches of all ranks; a layer in evaluation mode keeps its count."""
         for module in self.modules:
-            if module.num_batches_tracked is not None:
+            if module.training and module.num_batches_tracked is not None:
                 module.num_batches_tracked.fill_(micro_batches)
 
-    def gather(self) -> torch.Tensor:
-        """Return the statistics of all ranks, float32 [world, values]. Collective."""
-        mine = self.read()
+    def gather(self, mine: torch.Tensor) -> torch.Tensor:
+        """Return every rank's vector of statistics, float32 [world, values]. Collective."""
         if dist.get_world_size() == 1 or not len(mine):
             return mine.expand(dist.get_world_size(), -1).clone()
         rows = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
@@ -75,8 +74,13 @@ class BatchNormStatistics:
     def averaged(self) -> Iterator[None]:
         """Hold the mean over ranks inside the block, then go on with this rank's own. Collective."""
         own = self.read()
-        self.write(self.gather().mean(dim=0) if len(own) else own)
+        self.write(mean_over_ranks(self.gather(own)) if len(own) else own)
         try:
             yield
         finally:
             self.write(own)
+
+
+def mean_over_ranks(rows: torch.Tensor) -> torch.Tensor:
+    """Return the mean of rows [world, values], to the bit where they are equal, as those of frozen layers are."""
+    return rows[0] + (rows - rows[0]).mean(dim=0)

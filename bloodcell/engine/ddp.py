@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from bloodcell.config import OptimConfig
 from bloodcell.engine.batchnorm import BatchNormStatistics
-from bloodcell.engine.optim import set_learning_rate
+from bloodcell.engine.optim import add_l1, set_learning_rate
 from shards.errors import BadInput
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,7 +28,7 @@ class DDP:
         optimizer: over its parameters.
         device: of this rank.
         precision: fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler).
-        clip: largest gradient norm; 0 is off.
+        config: of the optimizer: L1 penalty and largest gradient norm.
         micro_batches: in a step over all ranks, to keep BatchNorm's counters independent of the world size.
     """
 
@@ -38,25 +40,39 @@ class DDP:
         optimizer: torch.optim.Optimizer,
         device: torch.device,
         precision: str,
-        clip: float,
+        config: OptimConfig,
         micro_batches: int,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
-        self.precision, self.clip, self.micro_batches = precision, clip, micro_batches
+        self.precision, self.config, self.micro_batches = precision, config, micro_batches
         self.steps = 0
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._statistics = BatchNormStatistics(model)
+        self._net: nn.Module = self._wrapped(share_weights=True)
+
+    def _wrapped(self, share_weights: bool) -> DistributedDataParallel:
         with warnings.catch_warnings():
             # The successor of broadcast_buffers is not there before torch 2.14.
             warnings.simplefilter("ignore", FutureWarning)
-            self._net = DistributedDataParallel(
-                model,
-                device_ids=[device] if device.type == "cuda" else None,
+            return DistributedDataParallel(
+                self.model,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
                 # BatchNorm statistics stay local and are averaged when needed (batchnorm.py).
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 static_graph=True,
+                init_sync=share_weights,
             )
+
+    def rewrap(self) -> None:
+        """Take up that other weights need gradients than before: warm_up() must follow. Collective.
+
+        The first rank's weights are not sent out again: they are the same everywhere, and its own BatchNorm statistics
+        would go with them.
+        """
+        self._net = self.model  # the old wrapper takes its hooks along before the new one sets its own
+        gc.collect()
+        self._net = self._wrapped(share_weights=False)
 
     def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Do one forward and backward that leaves no trace.
@@ -76,7 +92,7 @@ class DDP:
     def slot(self, index: int, slots: int) -> Iterator[None]:
         """Surround the forward and backward of one micro-batch; gradients travel in the last one only."""
         self._statistics.enter_slot(index, slots)
-        with contextlib.nullcontext() if index == slots - 1 else self._net.no_sync():
+        with contextlib.nullcontext() if index == slots - 1 else self._net.no_sync():  # type: ignore[operator]
             yield
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -93,7 +109,8 @@ class DDP:
         self._statistics.leave_slots()
         set_learning_rate(self.optimizer, rate)
         self._scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip or float("inf"))
+        add_l1(self.optimizer, self.config.l1)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or float("inf"))
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -109,7 +126,7 @@ class DDP:
 
     def state_dict(self) -> dict[str, Any]:
         """Return model (averaged statistics), optimizer, scaler and every rank's own statistics. Collective."""
-        own = self._statistics.gather()
+        own = self._statistics.gather(self._statistics.read())
         with self.averaged():
             model = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         return {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,9 +17,14 @@ from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.ddp import autocast
+from bloodcell.engine.orientations import oriented_logits
+from bloodcell.evaluation.external import LabelMap
 from bloodcell.evaluation.predictions import Predictions, assemble
 from bloodcell.ranks import Ranks
 from shards.console import progress
+
+ALL = "all"
+"""Name for all samples of a set, whatever their split."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Inference:
         ranks: this process's place.
         check: compare every image with its checksum.
         name: of the run, for the table.
+        orientations: in how many of the eight orientations each image is shown; probabilities are averaged.
+        labels: how the classes of the set become those of the network, None where they are the same.
     """
 
     shards: ShardSet
@@ -46,61 +54,110 @@ class Inference:
     ranks: Ranks
     check: bool
     name: str
+    orientations: int = 1
+    labels: LabelMap | None = None
 
     def __call__(self, model: nn.Module, split: str) -> Predictions | None:
         """Return the predictions of all samples of `split` on the first rank, None on the others. Collective.
 
+        `split` may be ALL. Samples that the label map leaves out are not looked at.
+
         Raises:
+            BadInput: no sample of the split has a class of the network.
             EnvironmentFault: a sample cannot be read.
             Fault: a sample is missing or doubled, or a logit is not finite.
         """
-        order = EvaluationOrder(self.shards.ranges(split), self.batch)
+        ranges = self.ranges(split)
+        found = self.outputs(model, ranges, f"evaluating {split}")
+        return None if found is None else self._assembled(split, ranges, *found)
+
+    def outputs(self, model: nn.Module, ranges: np.ndarray, doing: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return ids int64 [n] and outputs float32 [n, width] of some samples on the first rank, in no fixed order.
+
+        None on the other ranks. Collective.
+
+        Args:
+            model: gives float [n, width] for images [n, 3, size, size].
+            ranges: of the samples' ids, half-open, int64 [ranges, 2].
+            doing: what is being done, for the progress line.
+        """
+        order = EvaluationOrder(ranges, self.batch)
         view = replace(self.view, policy=POLICIES["none"])
         requests = evaluation_requests(order, self.ranks.world, self.ranks.rank)
-        was_training = model.training
-        model.eval()
-        with Loader(self.shards, requests, view, self.batch, self.threads, self.device, self.check) as loader:
+        loader = Loader(self.shards, requests, view, self.batch, self.threads, self.device, self.check)
+        with evaluating(model), loader:
             batches: Iterable[Batch] = loader
             if self.ranks.first:
-                batches = progress(loader, f"evaluating {split}", order.batches_per_rank(self.ranks.world))
-            ids, logits, valid = self._apply(model, batches)
-        model.train(was_training)
-        return self._collect(split, order, ids, logits, valid)
+                batches = progress(loader, doing, order.batches_per_rank(self.ranks.world))
+            mine = self._apply(model, batches)
+        parts = [gather(values) for values in mine]
+        if not self.ranks.first:
+            return None
+        ids, values, valid = (torch.cat(part).numpy() for part in parts if part is not None)
+        keep = valid.astype(bool)
+        return ids[keep], values[keep]
+
+    def ranges(self, split: str) -> np.ndarray:
+        """Return the ids of the samples that are predicted as half-open ranges, int64 [ranges, 2]."""
+        ids = split_ids(self.shards, split)
+        return as_ranges(ids if self.labels is None else ids[self.labels.kept(self.shards.index["label"][ids])])
 
     @torch.inference_mode()
     def _apply(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return ids int64 [n], logits float32 [n, classes] and valid bool [n] of this rank, on the host."""
+        """Return ids int64 [n], outputs float32 [n, width] and valid uint8 [n] of this rank, on the host."""
         ids, logits, valid = [], [], []
         for batch in batches:
             with autocast(self.device, self.precision):
-                logits.append(model(batch.images).float())
+                logits.append(oriented_logits(model, batch.images, self.orientations))
             ids.append(torch.from_numpy(batch.request.ids))
             valid.append(torch.from_numpy(batch.request.valid))
-        return torch.cat(ids), torch.cat(logits).cpu(), torch.cat(valid)
+        return torch.cat(ids), torch.cat(logits).cpu(), torch.cat(valid).to(torch.uint8)
 
-    def _collect(
-        self, split: str, order: EvaluationOrder, ids: torch.Tensor, logits: torch.Tensor, valid: torch.Tensor
-    ) -> Predictions | None:
-        parts = [gather(values) for values in (ids, logits, valid.to(torch.uint8))]
-        if not self.ranks.first:
-            return None
-        all_ids, all_logits, counts = (torch.cat(part).numpy() for part in parts if part is not None)
+    def _assembled(self, split: str, ranges: np.ndarray, ids: np.ndarray, logits: np.ndarray) -> Predictions:
         table = self.shards.table(["key", "group"])
-        keep = counts.astype(bool)
-        expected = np.concatenate([np.arange(first, last) for first, last in order.ranges])
+        expected = np.concatenate([np.arange(first, last) for first, last in ranges])
+        labels = np.asarray(self.shards.index["label"][expected])
         return assemble(
-            ids=all_ids[keep],
-            logits=all_logits[keep],
+            ids=ids,
+            logits=logits,
             expected_ids=expected,
             keys=table.column("key").take(expected).to_pylist(),
-            labels=np.asarray(self.shards.index["label"][expected]),
+            labels=labels if self.labels is None else self.labels.index[labels],
             groups=table.column("group").take(expected).to_pylist(),
-            classes=self.shards.info.classes,
+            classes=self.shards.info.classes if self.labels is None else self.labels.classes,
             run=self.name,
             data=self.shards.folder.name,
             split=split,
             fingerprint=self.shards.info.fingerprint,
         )
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the network into evaluation mode inside the block; then each of its modules back into its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def split_ids(shards: ShardSet, split: str) -> np.ndarray:
+    """Return the ids of the samples of a split, or of ALL, int64 [samples], ascending."""
+    if split == ALL:
+        return np.arange(len(shards.index), dtype=np.int64)
+    ranges = [np.arange(first, last, dtype=np.int64) for first, last in shards.ranges(split)]
+    return np.concatenate([np.empty(0, dtype=np.int64), *ranges])
+
+
+def as_ranges(ids: np.ndarray) -> np.ndarray:
+    """Return ascending ids as half-open ranges [first, last), int64 [ranges, 2]."""
+    breaks = np.flatnonzero(np.diff(ids) != 1)
+    if not len(ids):
+        return np.empty((0, 2), dtype=np.int64)
+    return np.stack([ids[np.r_[0, breaks + 1]], ids[np.r_[breaks, len(ids) - 1]] + 1], axis=1)
 
 
 def gather(values: torch.Tensor) -> list[torch.Tensor] | None:

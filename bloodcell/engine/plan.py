@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from bloodcell.config import Config
 from bloodcell.data.order import BatchOrder, check_world
+from bloodcell.engine.schedule import Schedule
 from bloodcell.ranks import Ranks
 
 
@@ -19,7 +20,7 @@ class Plan:
         slots: micro-batches that each rank works off in a step.
         steps_per_epoch: whole steps in an epoch.
         steps: of the whole run.
-        warmup: steps of rising learning rate.
+        schedule: of the learning rate.
         save_every: steps between checkpoints.
         evaluate_every: steps between validations.
     """
@@ -29,7 +30,7 @@ class Plan:
     slots: int
     steps_per_epoch: int
     steps: int
-    warmup: int
+    schedule: Schedule
     save_every: int
     evaluate_every: int
 
@@ -57,7 +58,14 @@ def make_plan(config: Config, order: BatchOrder, ranks: Ranks) -> Plan:
         slots=config.train.micro_batches // ranks.world,
         steps_per_epoch=per_epoch,
         steps=steps,
-        warmup=round(config.optim.warmup * steps),
+        schedule=Schedule(
+            config.optim.schedule,
+            config.optim.lr,
+            round(config.optim.warmup * steps),
+            steps,
+            config.optim.fall,
+            config.optim.fall_after * per_epoch,
+        ),
         save_every=config.train.save_every or per_epoch,
         evaluate_every=config.train.evaluate_every * per_epoch,
     )

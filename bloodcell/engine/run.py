@@ -15,11 +15,13 @@ from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.evaluate import evaluate_run, export_weights
 from bloodcell.engine.setup import Job, prepare
 from bloodcell.engine.train import Progress, train
+from bloodcell.models import sources
+from bloodcell.models.weights import sha256
 from bloodcell.ranks import Ranks
 from bloodcell.runfolder import RunFolder, Status, environment
 from bloodcell.tracking import Tracker, open_tracker
 from shards.console import say
-from shards.errors import Fault
+from shards.errors import Fault, Stopped
 
 
 def execute(
@@ -50,6 +52,9 @@ def execute(
         _prove(job, state)
         results = _finish(job, state)
         outcome = "done"
+    except Stopped:
+        outcome = "preempted"
+        raise
     finally:
         job.tracker.close(outcome)
     return results
@@ -59,7 +64,9 @@ def _open(run: RunFolder, content: dict[str, Any], config: Config, ranks: Ranks)
     run.create(content)
     threads = {"torch": config.engine.threads, "loader": config.data.threads}
     device = torch.cuda.get_device_name() if config.engine.device == "cuda" else "cpu"
-    run.write("environment.json", environment(threads, ranks.launcher, device, ranks.world))
+    file = sources.find(config.model.name, config.model.weights)
+    start = {"weights": {"file": str(file), "sha256": sha256(file)} if file else None}
+    run.write("environment.json", {**environment(threads, ranks.launcher, device, ranks.world), **start})
 
 
 def _restore(job: Job) -> tuple[Progress, bool]:
@@ -70,6 +77,7 @@ def _restore(job: Job) -> tuple[Progress, bool]:
         return Progress(), job.status.values["attempt"] > 1
     state, progress = found
     job.strategy.load_state_dict(state)
+    job.average.load_state_dict(state["average"])
     restored = Progress(**progress)
     # A longer plan than at the time of saving: there is training left.
     restored.finished = restored.finished and restored.planned == job.plan.steps
@@ -119,10 +127,12 @@ def _finish(job: Job, state: Progress) -> dict[str, Any]:
     best = job.checkpoints.load("best") or job.checkpoints.load("last")
     assert best is not None
     job.strategy.model.load_state_dict(best[0]["model"])
+    job.average.load_state_dict(best[0]["average"])
     classes, fingerprint = job.shards.info.classes, job.shards.info.fingerprint
-    on_first_rank(job.ranks, lambda: export_weights(job.run, job.strategy.model, job.config, classes, fingerprint))
+    with job.average.applied():
+        on_first_rank(job.ranks, lambda: export_weights(job.run, job.strategy.model, job.config, classes, fingerprint))
     splits = [name for name in ("val", "test") if job.has(name)]
-    results = evaluate_run(job.run, job.config, job.shards, job.ranks, splits, other=False)
+    results = evaluate_run(job.run, job.config, job.shards, job.ranks, splits)
     for name, result in results.items():
         values = {f"{name}/{metric}": value["value"] for metric, value in result["metrics"].items()}
         job.tracker.summary({key: value for key, value in values.items() if value is not None})
@@ -136,4 +146,6 @@ def failure(run: RunFolder, status: Status, code: int, problem: Exception) -> No
     if isinstance(said, dict) and before.get("attempt") == status.values["attempt"]:
         return  # another rank knew first; what the others see is the consequence
     status.writes = Path(run.path).is_dir()
-    status.update(state="failed", outcome={"code": code, "what": str(problem)})
+    status.update(
+        state="stopped" if isinstance(problem, Stopped) else "failed", outcome={"code": code, "what": str(problem)}
+    )

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from bloodcell.config import Config
-from bloodcell.data.order import BatchOrder, NaturalPlan
+from bloodcell.data.mixing import Mixing
+from bloodcell.data.order import BatchOrder, SamplingPlan
 from bloodcell.data.pipeline import View
-from bloodcell.data.policies import find_policy
+from bloodcell.data.policies import POLICIES, find_policy
+from bloodcell.data.sampling import dealt, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank
+from bloodcell.engine.average import WeightAverage, make_average
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.ddp import DDP
+from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
-from bloodcell.engine.losses import build_loss
+from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
-from bloodcell.engine.optim import build_optimizer
+from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
 from bloodcell.engine.strategy import Strategy
-from bloodcell.models import weights, zoo
+from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
 from bloodcell.runfolder import RunFolder, Status
 from bloodcell.tracking import Tracker, check_tracking
 from shards.console import say
+from shards.errors import BadInput
 
 
 @dataclass
@@ -45,7 +49,10 @@ class Job:
     view: View
     plan: Plan
     strategy: Strategy
-    loss: nn.Module
+    loss: Loss
+    mixing: Mixing
+    average: WeightAverage
+    freezing: Freezing
     inference: Inference
     checkpoints: Checkpoints
     tracker: Tracker
@@ -58,15 +65,29 @@ class Job:
         """Whether the set has this split with samples in it."""
         return self.split(name) in self.shards.info.splits and self.shards.info.count(self.split(name)) > 0
 
+    @property
+    def classes(self) -> int:
+        """How many classes the set has."""
+        return len(self.shards.info.classes)
+
     def save(self, step: int, progress: dict[str, Any], best: bool) -> None:
         """Write a checkpoint. Collective; raises EnvironmentFault on all ranks if the first one cannot write."""
-        state = self.strategy.state_dict()
+        state = {**self.strategy.state_dict(), "average": self.average.state_dict()}
 
         def write() -> None:
             self.tracker.flush()
             self.checkpoints.save(step, state, progress, best)
 
         on_first_rank(self.ranks, write)
+
+    def thaw(self, step: int) -> None:
+        """Train what the plan wants to be trained in `step`, and only that. Collective."""
+        count = self.freezing.frozen(step // self.plan.steps_per_epoch)
+        if self.freezing.apply(count):
+            self.strategy.rewrap()
+            self.strategy.warm_up(*example(self.config, self.device))
+            if self.ranks.first:
+                say(f"step {step}: {self.freezing.describe(count)}")
 
     def show(self, progress: Any, meter: Meter) -> None:
         """Bring status.json up to date, every few seconds."""
@@ -86,25 +107,67 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     """Find what can be found before ranks meet and time is spent.
 
     Raises:
-        BadInput: unknown model or policy, a size too small, missing weights, a split the set lacks, a world size that
-            does not divide the micro-batches, too few samples.
+        BadInput: unknown model or policy, a size that the model cannot take, missing weights, nothing left to train, a
+            split the set lacks, a world size that does not divide the micro-batches, too few samples, a sampling that
+            makes no sense.
     """
-    zoo.check_size(config.model.name, config.data.size)
-    find_policy(config.data.policy)
-    if config.model.weights != "none":
-        weights.check_readable(Path(config.model.weights))
+    outline = check_model(config)
+    check_views(config)
+    check_optimizer(config.optim.name)
+    Freezing(outline, config.model)
     for name in ("train", "val"):
         shards.info.count(shards.split_name(name, config.data.fold))
-    make_plan(config, make_order(config, shards), ranks)
+    order = make_order(config, shards)
+    make_plan(config, order, ranks)
+    make_loss(config, shards, order.plan)
     if ranks.first:
         check_tracking(config.tracking.wandb, config.tracking.tensorboard)
     choose_device(ranks, config.engine.device)
 
 
+def check_views(config: Config) -> None:
+    """Look up the policy and whether the loss can compare views of an image under it.
+
+    Raises:
+        BadInput: no such policy, one under which all views are alike, or views together with mixed images.
+    """
+    policy = find_policy(config.data.policy)
+    if not config.loss.jsd:
+        return
+    if not policy.chooses:
+        fix = f"take one of {', '.join(name for name, known in POLICIES.items() if known.chooses)}, or set it to 0"
+        raise BadInput(f"the views of an image are all alike under the policy {policy.name!r}", "loss.jsd", fix)
+    if config.data.mixup or config.data.cutmix:
+        raise BadInput("views are compared before images are mixed", "loss.jsd", "set data.mixup and data.cutmix to 0")
+
+
+def check_model(config: Config) -> nn.Module:
+    """Return the network without values (on the meta device) if it takes the size and the weights that are asked for.
+
+    Raises:
+        BadInput: unknown model, a size that it cannot take, missing weights, or weights of another architecture.
+    """
+    zoo.check_size(config.model.name, config.data.size)
+    file = sources.find(config.model.name, config.model.weights)
+    outline = zoo.outline(config.model.name, config.model.head, config.data.size)
+    if file is not None:
+        weights.check_weights(outline, file)
+    return outline
+
+
 def make_order(config: Config, shards: ShardSet) -> BatchOrder:
     """Return the order of the training samples."""
-    plan = NaturalPlan(shards.ranges(shards.split_name("train", config.data.fold)))
+    ranges = shards.ranges(shards.split_name("train", config.data.fold))
+    plan = sampling_plan(config.data.sampling, ranges, shards.index["label"], shards.info.classes)
     return BatchOrder(plan, config.train.seed, config.data.micro_batch, config.train.micro_batches)
+
+
+def make_loss(config: Config, shards: ShardSet, plan: SamplingPlan) -> Loss:
+    """Return the loss, weighted and adjusted by how often an epoch deals each class where the config asks for it."""
+    info = shards.info
+    parts = {shard.part for shard in info.shards_of(shards.split_name("train", config.data.fold))}
+    counts = [sum(info.samples[part][name] for part in parts) for name in info.classes]
+    return build_loss(config.loss, info.classes, dealt(plan, counts))
 
 
 def make_view(config: Config) -> View:
@@ -114,12 +177,20 @@ def make_view(config: Config) -> View:
     return View(config.data.size, known.mean, known.std, policy, config.train.seed, config.engine.channels_last)
 
 
+def make_network(config: Config, classes: int) -> nn.Module:
+    """Return the network that the config describes, with random weights."""
+    wanted = config.model
+    last = config.engine.channels_last
+    return zoo.build(wanted.name, classes, wanted.dropout, last, wanted.head, config.data.size)
+
+
 def make_model(config: Config, classes: int, say_line: Callable[[str], None] | None) -> nn.Module:
-    """Return the network with initial weights from the seed or from the file that the config names."""
+    """Return the network with initial weights from the seed, or from what `model.weights` names."""
     torch.manual_seed(config.train.seed)
-    model = zoo.build(config.model.name, classes, config.model.dropout, config.engine.channels_last)
-    if config.model.weights != "none":
-        report = weights.load_weights(model, Path(config.model.weights))
+    model = make_network(config, classes)
+    file = sources.find(config.model.name, config.model.weights)
+    if file is not None:
+        report = weights.load_weights(model, file)
         if say_line is not None:
             for line in report.lines():
                 say_line(line)
@@ -131,12 +202,22 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
     device = choose_device(ranks, config.engine.device)
     order = make_order(config, shards)
     plan = make_plan(config, order, ranks)
+    line = describe(order.plan, shards.info.classes)
+    if ranks.first and line:
+        say(line)
     view = make_view(config)
     model = make_model(config, len(shards.info.classes), say if ranks.first else None).to(device)
+    freezing = Freezing(model, config.model)
+    # Optimizer and average hold from the start whatever is trained at any time, so that their states always fit.
+    freezing.apply(freezing.last)
     optimizer = build_optimizer(model, config.optim, device)
+    average = make_average(model, config.train, plan.steps)
+    freezing.apply(freezing.frozen(0))
     micro_batches = config.train.micro_batches
-    strategy = DDP(model, optimizer, device, config.engine.precision, config.optim.clip, micro_batches)
-    strategy.warm_up(*example(plan.micro_batch, config.data.size, device, config.engine.channels_last))
+    strategy = DDP(model, optimizer, device, config.engine.precision, config.optim, micro_batches)
+    strategy.warm_up(*example(config, device))
+    if ranks.first and freezing.first:
+        say(freezing.describe(freezing.first))
     inference = make_inference(config, run.path.name, shards, view, device, ranks)
     return Job(
         config=config,
@@ -146,10 +227,13 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         device=device,
         shards=shards,
         order=order,
-        view=view,
+        view=replace(view, views=VIEWS if config.loss.jsd else 1),
         plan=plan,
         strategy=strategy,
-        loss=build_loss(config.optim).to(device),
+        loss=make_loss(config, shards, order.plan).to(device),
+        mixing=Mixing(config.data.mixup, config.data.cutmix, config.train.seed),
+        average=average,
+        freezing=freezing,
         inference=inference,
         checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep),
         tracker=Tracker(),
@@ -173,8 +257,9 @@ def make_inference(
     )
 
 
-def example(batch: int, size: int, device: torch.device, channels_last: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a batch of the run's shape: images float32 [batch, 3, size, size] and labels int64 [batch]."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+def example(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a micro-batch of the run's shape: images float32 [batch, 3, size, size] and labels int64 [batch]."""
+    batch, size = config.data.micro_batch, config.data.size
+    layout = torch.channels_last if config.engine.channels_last else torch.contiguous_format
     images = torch.linspace(-1, 1, batch * 3 * size * size, device=device).reshape(batch, 3, size, size)
     return images.contiguous(memory_format=layout), torch.zeros(batch, dtype=torch.int64, device=device)

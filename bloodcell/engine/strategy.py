@@ -21,6 +21,9 @@ class Strategy(Protocol):
     def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """Do one forward and backward that leaves no trace, so that step 0 and a resumed step see the same buckets."""
 
+    def rewrap(self) -> None:
+        """Take up that other weights need gradients than before: warm_up() must follow. Collective."""
+
     def slot(self, index: int, slots: int) -> AbstractContextManager[None]:
         """Surround forward and backward of micro-batch `index` of `slots`; only the last one talks to other ranks."""
 

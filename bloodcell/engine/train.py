@@ -12,10 +12,11 @@ from bloodcell.data.loader import Loader, training_requests
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
-from bloodcell.engine.schedule import learning_rate
 from bloodcell.engine.setup import Job
 from bloodcell.engine.validate import Validation
+from bloodcell.runfolder import STOP_FILE
 from shards.console import progress, say
+from shards.errors import Stopped
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Progress:
         best: value of the monitored metric at its best, or None before the first validation.
         best_step: when that was.
         stale: validations since then.
+        falls: how often the learning rate has fallen on a plateau.
+        flat: validations since the best one or the last fall.
         finished: nothing is left to train.
         planned: steps of the plan when this was saved.
     """
@@ -37,6 +40,8 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     stale: int = 0
+    falls: int = 0
+    flat: int = 0
     finished: bool = False
     planned: int = 0
 
@@ -45,12 +50,14 @@ class Progress:
         if report is not None:
             self.lineage = (self.lineage + report.digest) & DIGEST_MASK
 
-    def validated(self, value: float, smaller: bool) -> bool:
-        """Take in a validation; return whether it is the best so far."""
+    def validated(self, value: float, smaller: bool, patience: int) -> bool:
+        """Take in a validation; return whether it is the best so far. After `patience` poor ones the rate falls."""
         better = self.best is None or (value < self.best if smaller else value > self.best)
-        self.stale = 0 if better else self.stale + 1
+        self.stale, self.flat = (0, 0) if better else (self.stale + 1, self.flat + 1)
         if better:
             self.best, self.best_step = value, self.step
+        if self.flat >= patience:
+            self.falls, self.flat = self.falls + 1, 0
         return better
 
 
@@ -59,6 +66,7 @@ def train(job: Job, state: Progress) -> Progress:
 
     Raises:
         Fault: a loss is not finite (the samples are named).
+        Stopped: RUN/stop asked for it; everything is saved.
         EnvironmentFault: a sample cannot be read, the disk is full, a peer is gone.
     """
     config, plan, strategy, ranks = job.config, job.plan, job.strategy, job.ranks
@@ -73,17 +81,20 @@ def train(job: Job, state: Progress) -> Progress:
         meter.restart(loader.waited)
         strategy.model.train()
         for step in _shown(range(state.step, plan.steps), plan.steps, ranks.first):
+            job.thaw(step)
             guard.begin(step)
             for slot in range(plan.slots):
                 batch = next(batches)
                 seed_micro_batch(config.train.seed, step, ranks.rank * plan.slots + slot)
+                images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
                 with strategy.slot(slot, plan.slots):
-                    loss = job.loss(strategy.forward(batch.images), batch.labels)
+                    loss = job.loss(strategy.forward(images), target)
                     strategy.backward(loss / plan.slots)
                 guard.watch(batch.request, loss)
-            rate = learning_rate(step, config.optim.lr, plan.warmup, plan.steps, config.optim.schedule)
+            rate = plan.schedule.rate(step, state.falls)
             report = guard.end(strategy.step(rate))
             state.step, state.planned = step + 1, plan.steps
+            job.average.update(state.step)
             state.note(report)
             meter.note(report)
             meter.step(loader.waited)
@@ -95,9 +106,11 @@ def train(job: Job, state: Progress) -> Progress:
                 meter.note(report)
                 job.tracker.log(state.step, meter.record(rate), plan.epoch(state.step))
             if evaluates:
-                best = state.validated(validation.run(state.step), validation.smaller_is_better)
+                best = state.validated(
+                    validation.run(state.step), validation.smaller_is_better, config.optim.fall_after
+                )
                 state.finished = bool(config.train.patience) and state.stale >= config.train.patience
-                saves = saves or best or state.finished
+                saves = saves or best or state.finished or validation.stop_wanted
             stops_early = state.finished and state.step < plan.steps
             state.finished = state.finished or state.step == plan.steps
             if saves:
@@ -105,8 +118,14 @@ def train(job: Job, state: Progress) -> Progress:
             job.show(state, meter)
             if evaluates or saves:
                 meter.restart(loader.waited)
-            if stops_early:
+            if stops_early or validation.stop_wanted:
                 break
+    if validation.stop_wanted and not state.finished:
+        raise Stopped(
+            f"stopped as {STOP_FILE} asks, {plan.epoch(state.step):g} epochs are done",
+            job.run.path / STOP_FILE,
+            "remove the file and start the same command again: the run goes on",
+        )
     if state.step < plan.steps and ranks.first:
         say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")
     return state

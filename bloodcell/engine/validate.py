@@ -8,6 +8,8 @@ import torch.distributed as dist
 from bloodcell.engine.setup import Job
 from bloodcell.evaluation.metrics import confusion_matrix, overall
 
+METRICS = ("accuracy", "balanced_accuracy", "macro_recall", "macro_f1")
+
 
 class Validation:
     """Evaluates the val split and reports the monitored metric.
@@ -20,20 +22,23 @@ class Validation:
         self.job = job
         self.monitor = job.config.train.monitor
         self.smaller_is_better = self.monitor == "val/loss"
+        self.stop_wanted = False
 
     def run(self, step: int) -> float:
-        """Return the monitored metric after `step` steps. Collective."""
+        """Return the monitored metric after `step` steps; note in `stop_wanted` whether to stop here. Collective."""
         job = self.job
-        with job.strategy.averaged():
+        with job.average.applied() if job.average.active else job.strategy.averaged():
             predictions = job.inference(job.strategy.model, job.split("val"))
-        value = torch.zeros((), dtype=torch.float64)
+        shared = torch.zeros(2, dtype=torch.float64)
         if predictions is not None:
             matrix = confusion_matrix(predictions.labels, predictions.predicted(), len(predictions.classes))
             exact = overall(matrix)
-            values = {name: float(exact[name]) for name in ("accuracy", "balanced_accuracy", "macro_f1")}
+            values = {name: float(exact[name]) for name in METRICS}
             values["loss"] = float(predictions.losses().mean())
             job.tracker.log(step, {f"val/{name}": v for name, v in values.items()}, job.plan.epoch(step))
             job.tracker.confusion("val", step, predictions.classes, matrix.tolist())
-            value.fill_(values[self.monitor.removeprefix("val/")])
-        dist.broadcast(value, 0)
-        return float(value)
+            shared[0] = values[self.monitor.removeprefix("val/")]
+            shared[1] = float(job.run.stop_asked(job.plan.epoch(step)))
+        dist.broadcast(shared, 0)
+        self.stop_wanted = bool(shared[1])
+        return float(shared[0])

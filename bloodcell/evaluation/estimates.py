@@ -10,10 +10,12 @@ import numpy as np
 
 from bloodcell.evaluation import metrics
 from bloodcell.evaluation.intervals import UNKNOWN, Evidence, Interval, from_draws, wilson
-from bloodcell.evaluation.resample import Statistic, Sums, Totals
+from bloodcell.evaluation.resample import LARGE, Statistic, Sums, Totals
 
 MACRO = ("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1")
 SIGNED = ("mcc", "kappa")
+LEVELS = 256
+"""Half the different scores that the resamples of a large split see."""
 PROPORTIONS = ("precision", "recall", "specificity")
 
 Estimate = tuple[float, Interval]
@@ -46,17 +48,39 @@ def decision_statistic(
 
 
 def ranking_statistic(labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray, resamples: int) -> Statistic:
-    """Return the statistic of auroc [classes] and macro_auroc, from one sort for each class."""
-    tables = []
+    """Return the statistic of auroc and average_precision [classes] and their macro_ means, from one sort a class.
+
+    Above resample.LARGE samples the resamples see scores in fewer than 2 * LEVELS steps, and are shifted by what that
+    does to the value itself.
+    """
+    tables, shifts = [], []
     for index in range(scores.shape[1]):
-        columns = metrics.ranking_columns(scores[:, index], labels == index)
+        positive, seen = labels == index, scores[:, index]
+        shift = np.zeros(2)
+        if len(labels) > LARGE:
+            exact = _ranked(metrics.ranking_columns(seen, positive))
+            seen = metrics.coarse(seen, positive, LEVELS)
+            shift = exact - _ranked(metrics.ranking_columns(seen, positive))
+        columns = metrics.ranking_columns(seen, positive)
         tables.append(Sums(cluster, columns, metrics.column_count(columns)))
+        shifts.append(shift)
 
     def draw(weights: np.ndarray) -> dict[str, np.ndarray]:
-        values = np.stack([metrics.auroc_of_columns(table(weights)) for table in tables], axis=1)
-        return {"auroc": values, "macro_auroc": metrics.mean_defined(values)}
+        areas, precisions = np.empty((2, weights.shape[1], len(tables)))
+        for index, (table, shift) in enumerate(zip(tables, shifts, strict=True)):
+            sums = table(weights)
+            areas[:, index] = metrics.auroc_of_columns(sums) + shift[0]
+            precisions[:, index] = metrics.precision_of_columns(sums) + shift[1]
+        found = {"auroc": areas, "average_precision": precisions}
+        return {**found, **{f"macro_{name}": metrics.mean_defined(values) for name, values in found.items()}}
 
     return Statistic(draw, resamples)
+
+
+def _ranked(columns: np.ndarray) -> np.ndarray:
+    """Return AUROC and average precision of samples by the places of metrics.ranking_columns, float64 [2]."""
+    counts = np.bincount(columns, minlength=metrics.column_count(columns)).astype(np.float64)[:, None]
+    return np.concatenate([metrics.auroc_of_columns(counts), metrics.precision_of_columns(counts)])
 
 
 def loss_statistic(losses: np.ndarray, cluster: np.ndarray, resamples: int) -> Statistic:
@@ -97,6 +121,10 @@ def decisions(
 def _overall(confusion: np.ndarray, truth: _Held, draws: dict[str, np.ndarray], level: float) -> dict[str, Estimate]:
     whole = Evidence(truth.all_groups, truth.all_samples)
     macro = Evidence(min(truth.all_groups, _mean_basis(truth.groups)), _mean_basis(truth.samples))
+    others = Evidence(
+        min(truth.all_groups, _mean_basis(truth.groups_of_others)), _mean_basis(truth.all_samples - truth.samples)
+    )
+    basis = {**dict.fromkeys(MACRO, macro), "macro_specificity": others}
     found = {}
     for name, point in metrics.overall(confusion).items():
         value = float(point)
@@ -104,7 +132,7 @@ def _overall(confusion: np.ndarray, truth: _Held, draws: dict[str, np.ndarray], 
             found[name] = (value, wilson(value, truth.all_samples, _normal(level)))
         else:
             bounds = (-1.0, 1.0) if name in SIGNED else (0.0, 1.0)
-            found[name] = (value, from_draws(value, draws[name], macro if name in MACRO else whole, level, bounds))
+            found[name] = (value, from_draws(value, draws[name], basis.get(name, whole), level, bounds))
     return found
 
 
@@ -139,7 +167,7 @@ def _per_class(
 def ranking(
     labels: np.ndarray, scores: np.ndarray, cluster: np.ndarray, draws: dict[str, np.ndarray], level: float
 ) -> Estimates:
-    """Return auroc and macro_auroc with their intervals.
+    """Return auroc, average_precision and their macro_ means with their intervals.
 
     Args:
         labels: integers [samples], class index.
@@ -148,19 +176,19 @@ def ranking(
         draws: what resample.bootstrap made of `ranking_statistic`.
         level: of the intervals, in (0, 1).
     """
-    values = metrics.auroc(scores, labels)
     held = _Held.of(cluster, labels, scores.shape[1])
     groups = np.minimum(held.groups, held.groups_of_others)
-    # No cap by samples: with many pairs an AUROC may be surer than any proportion of the samples.
-    per_class = [
-        (value, from_draws(value, draws["auroc"][:, index], Evidence(groups[index], math.inf), level))
-        for index, value in enumerate(values.tolist())
-    ]
-    macro = float(metrics.mean_defined(values))
-    evidence = Evidence(min(held.all_groups, _mean_basis(groups)), math.inf)
-    return Estimates(
-        {"macro_auroc": (macro, from_draws(macro, draws["macro_auroc"], evidence, level))}, {"auroc": per_class}
-    )
+    found = Estimates({}, {})
+    for name, values in metrics.rankings(scores, labels).items():
+        # No cap by samples: with many pairs an AUROC may be surer than any proportion of the samples.
+        found.per_class[name] = [
+            (value, from_draws(value, draws[name][:, index], Evidence(groups[index], math.inf), level))
+            for index, value in enumerate(values.tolist())
+        ]
+        macro = float(metrics.mean_defined(values))
+        evidence = Evidence(min(held.all_groups, _mean_basis(groups)), math.inf)
+        found.overall[f"macro_{name}"] = (macro, from_draws(macro, draws[f"macro_{name}"], evidence, level))
+    return found
 
 
 def loss(losses: np.ndarray, cluster: np.ndarray, draws: dict[str, np.ndarray], level: float) -> Estimates:

@@ -41,11 +41,11 @@ def per_class(confusion: np.ndarray) -> dict[str, np.ndarray]:
 def overall(confusion: np.ndarray) -> dict[str, np.ndarray]:
     """Return the metrics of the whole set, each float64 [...].
 
-    accuracy; balanced_accuracy (mean recall); macro_ and weighted_ precision, recall and f1 (weighted by the classes'
-    samples); mcc (Matthews' coefficient for many classes, Gorodkin, Comput. Biol. Chem. 28:367, 2004); kappa (Cohen,
-    Educ. Psychol. Meas. 20:37, 1960). mcc is 0 if one class only is predicted, as in scikit-learn; mcc and kappa are
-    undefined if all samples and all predictions are of one class, and mcc whenever all samples are of one class
-    (scikit-learn says 0, torchmetrics 1).
+    accuracy; balanced_accuracy (mean recall); macro_ and weighted_ precision, recall, f1 and specificity (weighted by
+    the classes' samples); mcc (Matthews' coefficient for many classes, Gorodkin, Comput. Biol. Chem. 28:367, 2004);
+    kappa (Cohen, Educ. Psychol. Meas. 20:37, 1960). mcc is 0 if one class only is predicted, as in scikit-learn; mcc
+    and kappa are undefined if all samples and all predictions are of one class, and mcc whenever all samples are of
+    one class (scikit-learn says 0, torchmetrics 1).
 
     Args:
         confusion: counts or weights [..., classes, classes], rows true, columns predicted.
@@ -54,7 +54,7 @@ def overall(confusion: np.ndarray) -> dict[str, np.ndarray]:
     true, predicted, hit, total = _margins(confusion)
     values = per_class(confusion)
     found = {"accuracy": _ratio(hit.sum(axis=-1), total), "balanced_accuracy": mean_defined(values["recall"])}
-    for name in ("precision", "recall", "f1"):
+    for name in ("precision", "recall", "f1", "specificity"):
         found[f"macro_{name}"] = mean_defined(values[name])
         found[f"weighted_{name}"] = _ratio(np.where(true > 0, true * values[name], 0.0).sum(axis=-1), total)
     agreement = hit.sum(axis=-1) * total - (true * predicted).sum(axis=-1)
@@ -82,21 +82,15 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
         scores: floats [samples, classes], a class's probability or anything that rises with it.
         labels: integers [samples], class index.
     """
-    values = np.full(scores.shape[1], np.nan)
-    for index in range(scores.shape[1]):
-        columns = ranking_columns(scores[:, index], labels == index)
-        values[index] = auroc_of_columns(
-            np.bincount(columns, minlength=column_count(columns)).astype(np.float64)[:, None]
-        )[0]
-    return values
+    return rankings(scores, labels)["auroc"]
 
 
 def ranking_columns(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Return the place of each sample in a table from which any weighted AUROC is read, int64 [samples].
+    """Return the place of each sample in a table from which weighted ranking metrics are read, int64 [samples].
 
     The samples are sorted by score and cut into runs: samples of equal score share a run, and neighbouring runs of
-    positives only, or of negatives only, are one. A place is 2 * run + (1 for a positive sample). There are far fewer
-    runs than samples if the scores separate the classes well.
+    negatives only are one. A place is 2 * run + (1 for a positive sample). So there are at most two runs for each
+    different score of a positive sample, and one more.
 
     Args:
         scores: floats [samples].
@@ -104,15 +98,13 @@ def ranking_columns(scores: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """
     if len(scores) == 0:
         return np.empty(0, dtype=np.int64)
-    order = np.argsort(scores, kind="stable")
+    order = np.argsort(scores)  # samples of equal score share a run, so their order does not matter
     ordered, sign = scores[order], positive[order].astype(np.int64)
-    first = np.r_[True, ordered[1:] != ordered[:-1]]
-    block = np.cumsum(first) - 1
-    count, hits = np.bincount(block), np.bincount(block, weights=sign)
-    kind = np.where(hits == 0, 0, np.where(hits == count, 1, 2))
-    begins = np.r_[True, (kind[1:] != kind[:-1]) | (kind[1:] == 2)]
+    block = np.cumsum(np.r_[True, ordered[1:] != ordered[:-1]]) - 1
+    negative = np.bincount(block, weights=sign) == 0
+    run = np.cumsum(np.r_[True, ~(negative[1:] & negative[:-1])]) - 1
     columns = np.empty(len(scores), dtype=np.int64)
-    columns[order] = 2 * (np.cumsum(begins) - 1)[block] + sign
+    columns[order] = 2 * run[block] + sign
     return columns
 
 
@@ -129,26 +121,60 @@ def auroc_of_columns(weights: np.ndarray) -> np.ndarray:
     return _ratio(np.einsum("rb,rb->b", above, negatives), above.sum(axis=0) * below.sum(axis=0))
 
 
+def precision_of_columns(weights: np.ndarray) -> np.ndarray:
+    """Return the average precision for the same weights, float64 [2 * runs, batch] -> [batch]."""
+    hits = np.cumsum(weights[1::2][::-1], axis=0)
+    found = np.cumsum(weights[0::2][::-1], axis=0)
+    found += hits
+    gain = weights[1::2][::-1] * hits
+    np.divide(gain, found, out=gain, where=found > 0)
+    return _ratio(gain.sum(axis=0), weights[1::2].sum(axis=0))
+
+
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the one-versus-rest average precision of each class, float64 [classes].
 
     The sum over the distinct scores, falling, of the gain in recall times the precision there (no interpolation), as
-    scikit-learn defines it.
+    scikit-learn defines it. The macro value is `mean_defined` of it.
 
     Args:
         scores: floats [samples, classes].
         labels: integers [samples], class index.
     """
-    values = np.full(scores.shape[1], np.nan)
+    return rankings(scores, labels)["average_precision"]
+
+
+def rankings(scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return auroc and average_precision, each float64 [classes], from one sort for each class.
+
+    Args:
+        scores: floats [samples, classes].
+        labels: integers [samples], class index.
+    """
+    found = {name: np.full(scores.shape[1], np.nan) for name in ("auroc", "average_precision")}
     for index in range(scores.shape[1]):
-        order = np.argsort(-scores[:, index], kind="stable")
-        ordered = scores[order, index]
-        hits = np.cumsum(labels[order] == index)
-        if len(hits) and hits[-1] > 0:
-            last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
-            gain = np.diff(hits[last], prepend=0) / hits[-1]
-            values[index] = (gain * hits[last] / (last + 1)).sum()
-    return values
+        columns = ranking_columns(scores[:, index], labels == index)
+        counts = np.bincount(columns, minlength=column_count(columns)).astype(np.float64)[:, None]
+        found["auroc"][index] = auroc_of_columns(counts)[0]
+        found["average_precision"][index] = precision_of_columns(counts)[0]
+    return found
+
+
+def coarse(scores: np.ndarray, positive: np.ndarray, levels: int) -> np.ndarray:
+    """Return scores as small integers that keep their order, int64 [samples]: fewer than 2 * levels different ones.
+
+    The edges are scores of positives and scores of negatives, at equal steps in the numbers of each.
+
+    Args:
+        scores: floats [samples].
+        positive: bool [samples].
+        levels: how many parts each of the two is cut into.
+    """
+    edges = []
+    for side in (scores[positive], scores[~positive]):
+        if len(side):
+            edges.append(np.sort(side)[np.arange(1, levels) * len(side) // levels])
+    return np.searchsorted(np.unique(np.concatenate(edges)), scores, side="right")
 
 
 def _margins(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

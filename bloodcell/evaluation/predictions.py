@@ -7,9 +7,8 @@ The schema's metadata holds, under `bloodcell`, JSON with schema, classes, run, 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from shards.errors import BadInput, Fault
 SCHEMA = "bloodcell/predictions/1"
 METADATA = b"bloodcell"
 COLUMNS = ("id", "key", "label", "prediction", "group", "logits")
+BLOCK = 1 << 18
+"""Rows whose probabilities are computed at a time."""
 NAMED = 5
 """Keys that an error message names before it says how many more there are."""
 
@@ -80,22 +81,41 @@ class Predictions:
             names = _some([self.keys[i] for i in broken[:NAMED]], len(broken))
             raise Fault(f"the logits of {len(broken):,} of {rows:,} samples are NaN or infinite", names)
 
-    @cached_property
-    def _shifted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logits less their maximum, float64 [samples, classes], and the log of the exponentials' sum [samples, 1]."""
-        shifted = self.logits.astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        return shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    def probabilities(self, temperature: np.ndarray | float = 1.0) -> np.ndarray:
+        """Return the softmax of the logits, float64 [samples, classes].
 
-    def probabilities(self) -> np.ndarray:
-        """Return the softmax of the logits, float64 [samples, classes]."""
-        shifted, normaliser = self._shifted
-        return np.exp(shifted - normaliser)
+        Args:
+            temperature: what the logits are divided by: one number, or float64 [samples].
+        """
+        found = np.empty(self.logits.shape)
+        for rows, shifted, normaliser in self._blocks(temperature):
+            np.exp(shifted - normaliser, out=found[rows])
+        return found
 
-    def losses(self) -> np.ndarray:
-        """Return each sample's negative log-likelihood in nats, float64 [samples]; never infinite."""
-        shifted, normaliser = self._shifted
-        return normaliser[:, 0] - np.take_along_axis(shifted, self.labels[:, None].astype(np.int64), axis=1)[:, 0]
+    def losses(self, temperature: np.ndarray | float = 1.0) -> np.ndarray:
+        """Return each sample's negative log-likelihood in nats, float64 [samples]; never infinite.
+
+        Args:
+            temperature: as in `probabilities`.
+        """
+        found = np.empty(len(self.ids))
+        for rows, shifted, normaliser in self._blocks(temperature):
+            labels = self.labels[rows, None].astype(np.int64)
+            found[rows] = normaliser[:, 0] - np.take_along_axis(shifted, labels, axis=1)[:, 0]
+        return found
+
+    def _blocks(self, temperature: np.ndarray | float) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield rows, their logits less the maximum, float64 [rows, classes], and the log of the sum of exponentials.
+
+        Block by block, since float64 copies of all logits at once would be most of the memory that judging takes.
+        """
+        divisor = np.broadcast_to(np.asarray(temperature, dtype=np.float64), len(self.ids))
+        for begin in range(0, len(self.ids), BLOCK):
+            rows = slice(begin, begin + BLOCK)
+            shifted = self.logits[rows].astype(np.float64)
+            shifted -= shifted.max(axis=1, keepdims=True)
+            shifted /= divisor[rows, None]
+            yield rows, shifted, np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
     def predicted(self) -> np.ndarray:
         """Return the class with the largest logit, the first of them on ties, int32 [samples]."""

@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bloodcell.evaluation import estimates, metrics
-from bloodcell.evaluation.estimates import Estimate
+from bloodcell.evaluation.entries import entry
+from bloodcell.evaluation.judged import Judged
 from bloodcell.evaluation.predictions import Predictions
-from bloodcell.evaluation.resample import bootstrap, cluster_index
+from bloodcell.evaluation.resample import bootstrap
+from bloodcell.evaluation.summary import summary
 from shards.atomic import write_json
 from shards.errors import BadInput, Fault
 
 SCHEMA = "bloodcell/evaluation/1"
-DIGITS = 10
 OVERALL = (
     "accuracy",
     "balanced_accuracy",
     "macro_f1",
     "weighted_f1",
     "macro_precision",
+    "weighted_precision",
     "macro_recall",
+    "weighted_recall",
+    "macro_specificity",
+    "weighted_specificity",
     "macro_auroc",
+    "macro_average_precision",
     "mcc",
     "kappa",
     "nll",
 )
-PER_CLASS = ("precision", "recall", "f1", "specificity", "auroc")
-
-WORK = 2_000_000_000
-"""Samples times resamples that the metrics of the confusion matrix and the loss may take, and the AUROCs a quarter."""
-FEWEST = 200
-"""Resamples that are taken however large the split is."""
+PER_CLASS = ("precision", "recall", "f1", "specificity", "auroc", "average_precision")
 
 METHODS = {
     True: "Wilson score for accuracy, precision, recall, specificity; for the others bootstrap over samples, expanded "
@@ -48,10 +48,9 @@ METHODS = {
 def evaluate_predictions(
     predictions: Predictions, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the result for one split as JSON-native values, floats to 10 significant digits, undefined ones None.
+    """Return the metrics of one split as JSON-native values, floats to 10 significant digits, undefined ones None.
 
-    Equal predictions give equal results. For very large splits fewer resamples are drawn, but never under 200 (or what
-    was asked for): `interval.resamples` and `interval.resamples_auroc` say how many.
+    Equal predictions give equal results. `judge.judge` says more.
 
     Args:
         predictions: of every sample of the split.
@@ -63,50 +62,68 @@ def evaluate_predictions(
         BadInput: the split is empty.
         Fault: level or resamples make no sense.
     """
-    p = predictions
-    if not len(p.ids):
-        raise BadInput("the split has no samples to evaluate", p.split, "choose another split")
-    if not (0 < level < 1 and resamples >= 1):
-        raise Fault(f"no intervals with level {level} and {resamples} resamples", p.split)
-    classes, cluster, predicted = len(p.classes), cluster_index(p.groups), p.predicted()
-    probabilities, losses = p.probabilities(), p.losses()
-    many, fewer = (min(resamples, max(FEWEST, work // len(p.ids))) for work in (WORK, WORK // 4))
-    statistics = [
-        estimates.decision_statistic(p.labels, predicted, cluster, classes, many),
-        estimates.ranking_statistic(p.labels, probabilities, cluster, fewer),
-        estimates.loss_statistic(losses, cluster, many),
-    ]
-    draws = bootstrap(statistics, cluster, seed)
-    found = [
-        estimates.decisions(p.labels, predicted, cluster, classes, draws, level),
-        estimates.ranking(p.labels, probabilities, cluster, draws, level),
-        estimates.loss(losses, cluster, draws, level),
-    ]
-    overall = {name: estimate for part in found for name, estimate in part.overall.items()}
-    per_class = {name: values for part in found for name, values in part.per_class.items()}
-    support = np.bincount(p.labels, minlength=classes).tolist()
-    groups = int(cluster.max()) + 1
-    return {
-        "run": p.run,
-        "data": p.data,
-        "split": p.split,
-        "samples": len(p.ids),
-        "groups": groups,
-        "classes": list(p.classes),
-        "metrics": {name: _entry(overall[name]) for name in OVERALL},
-        "per_class": {
-            name: {"support": support[index], **{kind: _entry(per_class[kind][index]) for kind in PER_CLASS}}
-            for index, name in enumerate(p.classes)
-        },
-        "confusion": metrics.confusion_matrix(p.labels, predicted, classes).tolist(),
-        "interval": {
-            "level": level,
-            "method": METHODS[groups == len(p.ids)],
-            "resamples": many,
-            "resamples_auroc": fewer,
-            "seed": seed,
-        },
-    }
+    basics = Basics(Judged.of(predictions, resamples))
+    return basics.result(bootstrap(basics.statistics, basics.judged.blocks, seed), level, seed)
+
+
+class Basics:
+    """The metrics of the confusion matrix, the rankings and the loss.
+
+    Args:
+        judged: what is judged.
+    """
+
+    def __init__(self, judged: Judged) -> None:
+        j = self.judged = judged
+        classes = len(j.classes)
+        self.statistics = [
+            estimates.decision_statistic(j.labels, j.predicted, j.blocks, classes, j.resamples),
+            estimates.ranking_statistic(j.labels, j.probabilities, j.blocks, j.resamples),
+            estimates.loss_statistic(j.losses, j.blocks, j.resamples),
+        ]
+
+    def result(self, draws: dict[str, np.ndarray], level: float, seed: int) -> dict[str, Any]:
+        """Return what `evaluate_predictions` does; raises Fault if the level makes no sense.
+
+        Args:
+            draws: what resample.bootstrap made of `statistics`.
+            level: of the intervals, in (0, 1).
+            seed: of the draws, for the reader.
+        """
+        j, p = self.judged, self.judged.predictions
+        if not 0 < level < 1:
+            raise Fault(f"no intervals with level {level}", p.split)
+        classes = len(j.classes)
+        found = [
+            estimates.decisions(j.labels, j.predicted, j.cluster, classes, draws, level),
+            estimates.ranking(j.labels, j.probabilities, j.cluster, draws, level),
+            estimates.loss(j.losses, j.cluster, draws, level),
+        ]
+        overall = {name: estimate for part in found for name, estimate in part.overall.items()}
+        per_class = {name: values for part in found for name, values in part.per_class.items()}
+        support = np.bincount(j.labels, minlength=classes).tolist()
+        return {
+            "run": p.run,
+            "data": p.data,
+            "split": p.split,
+            "samples": len(p.ids),
+            "groups": j.groups,
+            "classes": list(j.classes),
+            "metrics": {name: entry(overall[name]) for name in OVERALL},
+            "per_class": {
+                name: {"support": support[index], **{kind: entry(per_class[kind][index]) for kind in PER_CLASS}}
+                for index, name in enumerate(j.classes)
+            },
+            "confusion": metrics.confusion_matrix(j.labels, j.predicted, classes).tolist(),
+            "interval": {
+                "level": level,
+                "method": METHODS[j.groups == len(p.ids)],
+                "resamples": j.resamples,
+                "resamples_auroc": j.resamples,
+                "seed": seed,
+                "blocks": None if j.blocks is j.cluster else int(j.blocks.max()) + 1,
+            },
+        }
 
 
 def write_evaluation(path: Path, split: str, result: dict[str, Any]) -> None:
@@ -134,35 +151,26 @@ def _splits(path: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Return a result as aligned lines of text: the metrics with their intervals, then a row for each class."""
+    """Return a result as aligned lines of text: metrics with intervals, a row a class, a line for each section."""
     level = result["interval"]["level"]
     lines = [
         f"{result['split']}: {result['samples']:,} samples in {result['groups']:,} groups, {level:.0%} intervals",
         "",
     ]
-    lines += _aligned([[name, *_cells(entry)] for name, entry in result["metrics"].items()])
+    lines += _aligned([[name, *_cells(found)] for name, found in result["metrics"].items()])
     rows = [["class", "support", *(cell for kind in PER_CLASS for cell in (kind, ""))]]
-    for name, entry in result["per_class"].items():
-        rows.append([name, f"{entry['support']:,}", *(cell for kind in PER_CLASS for cell in _cells(entry[kind]))])
-    return [*lines, "", *_aligned(rows)]
+    for name, found in result["per_class"].items():
+        rows.append([name, f"{found['support']:,}", *(cell for kind in PER_CLASS for cell in _cells(found[kind]))])
+    sections = summary(result)
+    return [*lines, "", *_aligned(rows), *([""] if sections else []), *sections]
 
 
-def _cells(entry: dict[str, Any]) -> list[str]:
-    value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
-    known = entry["low"] is not None and entry["high"] is not None
-    return [value, f"[{entry['low']:.4f}, {entry['high']:.4f}]" if known else ""]
+def _cells(found: dict[str, Any]) -> list[str]:
+    value = "undefined" if found["value"] is None else f"{found['value']:.4f}"
+    known = found["low"] is not None and found["high"] is not None
+    return [value, f"[{found['low']:.4f}, {found['high']:.4f}]" if known else ""]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _entry(estimate: Estimate) -> dict[str, float | None]:
-    value, interval = estimate
-    return {"value": _rounded(value), "low": _rounded(interval.low), "high": _rounded(interval.high)}
-
-
-def _rounded(value: float) -> float | None:
-    """Round to DIGITS significant digits, so that the last bits of a sum do not show; None where undefined."""
-    return float(f"{value:.{DIGITS}g}") + 0.0 if math.isfinite(value) else None

@@ -19,16 +19,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from bloodcell.models.heads import head_parameters
+from bloodcell.models.recognise import recognise
+from bloodcell.models.translate import Named, body, fitted, is_counter, unnested
 from shards.atomic import open_atomic
 from shards.errors import BadInput
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".tar")
 ENOUGH = 0.9
 """Share of the model's tensors (without the head) that must match for a file to be of the same architecture."""
-
-_NESTED = ("state_dict", "model_state_dict", "model", "module")
-_WRAPPER = re.compile(r"^((?:module|_orig_mod|model|network|net|backbone|encoder)\.)+")
-_COUNTER = "num_batches_tracked"  # counts of BatchNorm: old files lack them, and they change nothing
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ def load_weights(model: nn.Module, path: str | Path, head: Literal["fit", "keep"
     """Load the weights of a file into `model`, in place; the model is untouched when this raises.
 
     The file is .safetensors, or a state dict (.pt, .pth, .bin) which is read weights-only: code in it is never run.
-    A state dict may lie under "state_dict" or "model", and its names may carry prefixes such as "module.".
+    A state dict may lie under "state_dict", "model" or "teacher", and its names may carry prefixes such as "module.";
+    `translate.fitted` says what else is understood.
 
     Args:
         model: what `zoo.build` returned.
@@ -82,36 +81,47 @@ def load_weights(model: nn.Module, path: str | Path, head: Literal["fit", "keep"
     Raises:
         BadInput: no such file, damaged, not weights, or weights of another architecture.
     """
-    path = Path(path)
+    report, named = _match(model, Path(path), head)
+    target = model.state_dict()
+    with torch.no_grad():
+        for name in report.matched:
+            target[name].copy_(named[name][1])
+    return report
+
+
+def check_weights(model: nn.Module, path: Path) -> WeightsReport:
+    """Return what `load_weights` would do with such a model (it needs no values), or raise what it would."""
+    return _match(model, path, "fit")[0]
+
+
+def _match(model: nn.Module, path: Path, head: str) -> tuple[WeightsReport, Named]:
+    """Read a file and say which of its tensors belongs where."""
     saved = _read(path)
     target = model.state_dict()
     heads = head_parameters(model)
-    names = _without_wrapper(saved, target)
-    matched: dict[str, str] = {}
+    named = fitted(saved, model)
+    matched: set[str] = set()
     fresh: dict[str, str] = {}
-    for name in target.keys() & names.keys():
-        source, goal = saved[names[name]], target[name]
+    for name in target.keys() & named.keys():
+        source, goal = named[name][1], target[name]
         if head == "keep" and name in heads:
             fresh[name] = "left as it was, as asked"
         elif source.shape != goal.shape:
             fresh[name] = f"{_shape(source)} in the file, {_shape(goal)} in the model"
         else:
-            matched[name] = names[name]
+            matched.add(name)
     report = WeightsReport(
         path=str(path),
-        sha256=_sha256(path),
+        sha256=sha256(path),
         matched=tuple(name for name in target if name in matched),
         reinitialised={name: fresh[name] for name in target if name in fresh},
-        missing=tuple(name for name in target if name not in names),
-        unexpected=tuple(key for name, key in names.items() if name not in target),
+        missing=tuple(name for name in target if name not in named),
+        unexpected=tuple(key for name, (key, _) in named.items() if name not in target),
     )
-    _same_architecture(report, [name for name in target if name not in heads], list(saved))
+    _same_architecture(report, body(model), saved)
     if head == "strict" and not report.complete:
         raise BadInput("the file does not hold this model's weights in full", path, "; ".join(report.lines()[1:]))
-    with torch.no_grad():
-        for name, key in matched.items():
-            target[name].copy_(saved[key])
-    return report
+    return report, named
 
 
 def save_weights(model_state: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
@@ -163,7 +173,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise BadInput(f"damaged or not a safetensors file: {error}", path) from error
     elif path.suffix.lower() in TORCH_SUFFIXES:
-        found = _unnested(_read_torch(path))
+        found = unnested(_read_torch(path))
     else:
         endings = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise BadInput("not a weights file by its name", path, f"expected a name that ends in {endings}")
@@ -198,45 +208,21 @@ def _read_torch(path: Path) -> Any:
         raise BadInput(f"damaged or not a state dict: {reason}", path) from error
 
 
-def _unnested(loaded: Any) -> dict[Any, Any]:
-    """Return the dictionary of tensors inside a checkpoint."""
-    found = loaded
-    while isinstance(found, Mapping):
-        inner = next((found[key] for key in _NESTED if isinstance(found.get(key), Mapping)), None)
-        if inner is None:
-            return dict(found)
-        found = inner
-    return {}
-
-
-def _without_wrapper(saved: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map names without a wrapper's prefix (DDP, compile, Lightning) to those in the file, where that fits best."""
-    prefixes = {""}
-    for key in saved:
-        wrapper = _WRAPPER.match(key)
-        parts = wrapper.group(0).split(".")[:-1] if wrapper else []
-        prefixes |= {".".join(parts[: i + 1]) + "." for i in range(len(parts))}
-
-    def names(prefix: str) -> dict[str, str]:
-        # A name without the prefix (say, of the loss) stays as it is, and loses to one that had it.
-        plain = {key: key for key in saved if not key.startswith(prefix)}
-        return {**plain, **{key.removeprefix(prefix): key for key in saved if key.startswith(prefix)}}
-
-    candidates = [names(prefix) for prefix in sorted(prefixes, key=len)]
-    return max(candidates, key=lambda found: len(found.keys() & target.keys()))
-
-
-def _same_architecture(report: WeightsReport, body: list[str], keys: list[str]) -> None:
-    body = [name for name in body if not name.endswith(_COUNTER)]
-    loaded = len(set(body) & set(report.matched))
-    first = [key for key in keys if not key.endswith(_COUNTER)][:4]
-    if loaded < ENOUGH * len(body):
-        raise BadInput(
-            f"weights of another architecture: {loaded} of the model's {len(body)} tensors match in name and shape; "
-            f"the file begins with {', '.join(first)}",
-            report.path,
-            "choose the model that these weights belong to",
-        )
+def _same_architecture(report: WeightsReport, wanted: list[str], saved: Mapping[str, Tensor]) -> None:
+    loaded = len(set(wanted) & set(report.matched))
+    if loaded >= ENOUGH * len(wanted):
+        return
+    first = [key for key in saved if not is_counter(key)][:4]
+    likely = recognise(saved)
+    fix = "choose the model that these weights belong to"
+    if likely is not None and likely[1] >= ENOUGH * likely[2]:
+        fix = f"they fit {likely[0]} ({likely[1]} of its {likely[2]} tensors): choose --model.name {likely[0]}"
+    raise BadInput(
+        f"weights of another architecture: {loaded} of the model's {len(wanted)} tensors "
+        f"({loaded / len(wanted):.0%}) match in name and shape; the file begins with {', '.join(first)}",
+        report.path,
+        fix,
+    )
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -244,6 +230,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def check_readable(path: Path) -> None:
+    """Raise BadInput unless `path` is a file that this user can read."""
     if not path.is_file():
         raise BadInput("no such file" if not path.exists() else "not a file", path)
     try:
@@ -252,7 +239,8 @@ def check_readable(path: Path) -> None:
         raise BadInput("not readable by this user", path) from error
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""The registry of models: what is known of each by name, and building one without a network."""
+"""The zoo: what is known of each model by name, and building one without a network."""
 
 from __future__ import annotations
 
@@ -7,114 +7,25 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 from torch import nn
 
-from bloodcell.models.handmade import CNN5
-from bloodcell.models.heads import set_dropout
-from shards.errors import BadInput
+from bloodcell.models import library
+from bloodcell.models.costs import output_shape, skeleton
+from bloodcell.models.heads import HEADS, attach_head
+from bloodcell.models.registry import REGISTRY, SPELLINGS, plain
+from bloodcell.models.spec import IMAGENET_MEAN, IMAGENET_STD, Builder, ModelSpec, PublicWeights
+from shards.errors import BadInput, nearest
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "REGISTRY", "Builder", "ModelSpec", "PublicWeights", "build", "check_size"]
+__all__ += ["names", "outline", "plain", "spec"]
 
 ENTRY_POINTS = "bloodcell.models"
 """Group of the entry points with which another package adds models: a function as for `module:function`, or a
 `ModelSpec`."""
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-Builder = Callable[..., nn.Module]
-"""`function(classes: int, **options)`: returns a freshly initialised network from float images [N, 3, H, W] to logits
-[N, classes]. The one option is `dropout`, given only where the user set one."""
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What is known of a model before it is built."""
-
-    name: str
-    """Name under which `build` makes it."""
-    builder: Builder
-    """Function that makes it."""
-    size: int = 224
-    """Native side of the square input, in pixels."""
-    minimum: int | None = None
-    """Smallest side that it can take, in pixels; None: not known, `check_size` tries it out."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Mean of the inputs by channel (red, green, blue), for values 0..1."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Standard deviation of the inputs by channel, for values 0..1."""
-    source: str = ""
-    """The paper that the model comes from."""
-    weights: str = ""
-    """Where public weights come from, and their licence; empty if there are none."""
-    notes: str = ""
-    """Family and particulars."""
-    aliases: tuple[str, ...] = ()
-    """Other spellings of the name."""
-
-
-def torchvision_builder(name: str) -> Builder:
-    """Return the builder of torchvision's classification model `name`, random weights."""
-
-    def build_torchvision(classes: int, dropout: float | None = None) -> nn.Module:
-        from torchvision.models import get_model
-
-        model = get_model(name, weights=None, num_classes=classes, **_torchvision_options(name))
-        return model if dropout is None else set_dropout(model, dropout)
-
-    return build_torchvision
-
-
-def timm_builder(name: str) -> Builder:
-    """Return the builder of timm's model `name`, random weights."""
-
-    def build_timm(classes: int, dropout: float | None = None) -> nn.Module:
-        from timm import create_model
-
-        if dropout is None:
-            return create_model(name, pretrained=False, num_classes=classes)
-        try:
-            return create_model(name, pretrained=False, num_classes=classes, drop_rate=dropout)
-        except TypeError as error:
-            if "drop_rate" not in str(error):
-                raise
-            return set_dropout(create_model(name, pretrained=False, num_classes=classes), dropout)
-
-    return build_timm
-
-
-_SPECS = (
-    ModelSpec(
-        name="cnn5",
-        builder=CNN5,
-        size=128,
-        minimum=32,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        source="classic CNN after Krizhevsky et al. 2012, doi:10.1145/3065386",
-        notes="hand-made: five conv + max-pool blocks with dropout, dense 128; made to be trained from scratch",
-    ),
-    ModelSpec(
-        name="mobilenet_v2",
-        builder=torchvision_builder("mobilenet_v2"),
-        size=224,
-        minimum=32,
-        source="Sandler et al. 2018, arXiv:1801.04381",
-        weights="torchvision MobileNet_V2_Weights (ImageNet-1k; BSD-3-Clause code, ImageNet terms for the data)",
-        notes="torchvision: inverted residuals, 3.5 M parameters with 1,000 classes",
-        aliases=("mobilenetv2", "MobileNetV2"),
-    ),
-)
-
-REGISTRY: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
-"""The registered models by name."""
-
-_ALIASES = {alias: spec.name for spec in _SPECS for alias in spec.aliases}
 
 
 def names() -> list[str]:
@@ -125,45 +36,59 @@ def names() -> list[str]:
 def spec(name: str) -> ModelSpec:
     """Return what is known of the model `name`.
 
-    `name` is a registered name or alias, the name of an entry point of the group `bloodcell.models`, `timm:NAME`,
-    `torchvision:NAME`, or `module:function` with `function(classes: int, **options) -> nn.Module` (or a `ModelSpec`)
-    in a module that can be imported from the Python path or the working directory.
+    `name` is a registered name in any spelling (MobileNetV2, mobilenet_v2), the name of an entry point of the group
+    `bloodcell.models`, `timm:NAME`, `torchvision:NAME`, or `module:function` with
+    `function(classes: int, **options) -> nn.Module` (or a `ModelSpec`) in a module that can be imported from the Python
+    path or the working directory.
 
     Raises:
         BadInput: there is no such model; the nearest names are told.
     """
-    if name in REGISTRY or name in _ALIASES:
-        return REGISTRY[_ALIASES.get(name, name)]
     for point in entry_points(group=ENTRY_POINTS, name=name):
         return _own(name, point.module, point.attr)
-    library, colon, rest = name.partition(":")
-    if colon and library == "timm":
-        return _timm(rest)
-    if colon and library == "torchvision":
-        return _torchvision(rest)
+    where, colon, rest = name.partition(":")
+    if not colon and plain(name) in SPELLINGS:
+        return REGISTRY[SPELLINGS[plain(name)]]
+    if colon and where in ("timm", "torchvision"):
+        return _library(name, where, rest)
     if colon:
         return _own(name, *_halves(name))
-    raise _unknown(name, [*names(), *_torchvision_names(), *_timm_names()])
+    raise _unknown(name, [*names(), *library.torchvision_names(), *library.timm_names()])
 
 
-def build(name: str, classes: int, dropout: float | None = None, channels_last: bool = True) -> nn.Module:
+def build(
+    name: str,
+    classes: int,
+    dropout: float | None = None,
+    channels_last: bool = True,
+    head: str = "linear",
+    size: int | None = None,
+) -> nn.Module:
     """Return the model `name` with fresh random weights, on the CPU, in float32; nothing is downloaded.
 
     Args:
         name: as for `spec`.
         classes: number of outputs, at least 2.
-        dropout: rate 0..1 of the classifier's dropout; None leaves the model's own.
+        dropout: rate 0..1 of the classifier's dropout; None leaves the model's own (none in a head of dense layers).
         channels_last: keep the 4-dimensional parameters in channels-last memory format.
+        head: "linear", or one of `heads.HEADS`: dense layers in place of the model's own.
+        size: side of the images in pixels, for the position embeddings of a transformer; None is its native size.
 
     Raises:
-        BadInput: no such model, a number out of range, or a model that takes no dropout.
+        BadInput: no such model or head, a number out of range, or a model that takes no dropout.
     """
     known = spec(name)
     if classes < 2:
         raise BadInput("a classifier needs at least two classes", f"classes = {classes}")
     if dropout is not None and not 0 <= dropout < 1:
         raise BadInput("the dropout is a share from 0 to below 1", f"dropout = {dropout}")
-    options = {} if dropout is None else {"dropout": dropout}
+    if head not in HEADS:
+        raise BadInput(f"no head {head!r}", name, nearest(head, list(HEADS)) or f"there are {', '.join(HEADS)}")
+    options: dict[str, Any] = {}
+    if dropout is not None and head == "linear":
+        options["dropout"] = dropout
+    if size is not None and known.sized:
+        options["size"] = size
     try:
         inspect.signature(known.builder).bind(classes=classes, **options)
     except (TypeError, ValueError) as error:
@@ -173,7 +98,18 @@ def build(name: str, classes: int, dropout: float | None = None, channels_last: 
     model = known.builder(classes=classes, **options)
     if not isinstance(model, nn.Module):
         raise BadInput(f"the function returned {type(model).__name__}, not an nn.Module", name)
+    if head != "linear":
+        model = attach_head(model, head, classes, dropout or 0.0)
     return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
+
+
+def outline(name: str, head: str = "linear", size: int | None = None) -> nn.Module:
+    """Return the model as `build` makes it, for two classes, but without memory and values (on the meta device)."""
+    model = skeleton(spec(name), size=size)
+    if head == "linear":
+        return model
+    with torch.device("meta"):
+        return attach_head(model, head, 2, 0.0)
 
 
 def check_size(name: str, size: int) -> None:
@@ -182,85 +118,50 @@ def check_size(name: str, size: int) -> None:
     Where the smallest size is not known, an empty batch shape is sent through the network (no memory, no weights).
 
     Raises:
-        BadInput: no such model, or it cannot take this size.
+        BadInput: no such model, or it cannot take this size; the smallest that it takes is told.
     """
     known = spec(name)
-    smallest = 1 if known.minimum is None else known.minimum
-    if size < smallest:
-        raise BadInput(f"{size} px is too small for this model", name, f"it takes {smallest} px or more")
+    if size < (known.minimum or 1):
+        raise BadInput(f"{size} px is too small for this model", name, f"it takes {known.minimum or 1} px or more")
+    if size % known.multiple:
+        fitting = size // known.multiple * known.multiple
+        near = " or ".join(str(n) for n in (fitting, fitting + known.multiple) if n >= (known.minimum or 1))
+        raise BadInput(
+            f"{size} px will not do for this model", name, f"take a multiple of {known.multiple}, such as {near}"
+        )
     if known.minimum is not None:
         return
+    model = skeleton(known)
+    problem = _problem(model, size)
+    if problem:
+        raise BadInput(f"this model cannot take {size} px: {problem}", name, _what_it_takes(model, size, known.size))
+
+
+def _problem(model: nn.Module, size: int) -> str:
+    """Return why a skeleton cannot take images of this size, "" if it can."""
     try:
-        _shape_of_output(known, size)
+        output_shape(model, size)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(
-            f"this model cannot take {size} px: {reason}", name, f"its own size is {known.size} px"
-        ) from error
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ""
 
 
-def _shape_of_output(known: ModelSpec, size: int) -> torch.Size:
-    try:
-        with torch.device("meta"):
-            model = known.builder(classes=2)
-    except Exception:  # some networks read values while they are made, which the meta device does not have
-        with torch.random.fork_rng(devices=[]):
-            model = known.builder(classes=2).to("meta")
-    with torch.no_grad():
-        return model.eval()(torch.empty(2, 3, size, size, device="meta")).shape
+def _what_it_takes(model: nn.Module, size: int, native: int) -> str:
+    """Return the smallest size above one that is too small, by halving the interval up to the native size."""
+    if size >= native or _problem(model, native):
+        return f"its own size is {native} px"
+    small, large = size, native
+    while large - small > 1:
+        middle = (small + large) // 2
+        small, large = (middle, large) if _problem(model, middle) else (small, middle)
+    return f"the smallest it takes is {large} px"
 
 
-def _torchvision(name: str) -> ModelSpec:
-    from torchvision.models import get_model_weights
-
-    full = f"torchvision:{name}"
-    if name not in _torchvision_names(prefix=""):
-        raise _unknown(full, _torchvision_names())
-    public = get_model_weights(name).DEFAULT
-    look = public.transforms()
-    return ModelSpec(
-        name=full,
-        builder=torchvision_builder(name),
-        size=int(look.crop_size[0]),
-        mean=_three(look.mean),
-        std=_three(look.std),
-        source=str(public.meta.get("recipe", "")),
-        weights=f"torchvision {public}",
-        notes="torchvision",
-    )
-
-
-def _timm(name: str) -> ModelSpec:
-    import timm
-
-    full = f"timm:{name}"
-    if not timm.is_model(name):
-        raise _unknown(full, _timm_names())
-    try:
-        public = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:
-        raise BadInput(str(error).rstrip("."), full, f"timm:{name.partition('.')[0]} names the model itself") from error
-    if public is None:
-        return ModelSpec(name=full, builder=timm_builder(name), notes="timm")
-    licence = f" ({public.license})" if public.license else ""
-    return ModelSpec(
-        name=full,
-        builder=timm_builder(name),
-        size=int(public.input_size[-1]),
-        mean=_three(public.mean),
-        std=_three(public.std),
-        source=public.paper_name or public.origin_url or "",
-        weights=f"{public.hf_hub_id or public.url or ''}{licence}" if public.has_weights else "",
-        notes="timm",
-    )
-
-
-def _torchvision_options(name: str) -> dict[str, Any]:
-    """Return what torchvision's constructor must be told so that the network is the one of the public weights."""
-    if name in ("googlenet", "inception_v3"):
-        # With auxiliary classifiers they return a tuple while training; the inputs are rescaled in the network.
-        return {"aux_logits": False, "init_weights": True, "transform_input": True}
-    return {"image_size": _torchvision(name).size} if name.startswith("vit_") else {}
+def _library(name: str, where: str, rest: str) -> ModelSpec:
+    found = library.timm_spec(rest) if where == "timm" else library.torchvision_spec(rest)
+    if found is None:
+        raise _unknown(name, library.timm_names() if where == "timm" else library.torchvision_names())
+    return found
 
 
 def _own(name: str, module: str, attribute: str) -> ModelSpec:
@@ -290,23 +191,6 @@ def _halves(reference: str) -> tuple[str, str]:
     return module, attribute
 
 
-def _three(values: Any) -> tuple[float, float, float]:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
-
-
-def _torchvision_names(prefix: str = "torchvision:") -> list[str]:
-    from torchvision import models
-
-    return [prefix + name for name in models.list_models(module=models)]
-
-
-def _timm_names() -> list[str]:
-    import timm
-
-    return [f"timm:{name}" for name in timm.list_models()]
-
-
 def _unknown(name: str, known: list[str]) -> BadInput:
     """Say which of the `known` names are most like `name`, by the part after the library or module."""
 
@@ -314,7 +198,7 @@ def _unknown(name: str, known: list[str]) -> BadInput:
         wanted, there = (text.rpartition(":")[2].lower() for text in (name, other))
         return difflib.SequenceMatcher(None, wanted, there).ratio()
 
-    nearest = sorted(known, key=likeness, reverse=True)[:3]
-    close = [other for other in nearest if likeness(other) > 0.6]
+    closest = sorted(known, key=likeness, reverse=True)[:3]
+    close = [other for other in closest if likeness(other) > 0.6]
     hint = f"did you mean {' or '.join(close)}?" if close else f"registered are {', '.join(names())}"
     return BadInput("no such model", name, hint)

@@ -7,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from bloodcell.report.sections import sections_of
 from shards.document import decimal, interval, percent
 from shards.plots import whisker
 
@@ -28,18 +29,17 @@ METRICS = {
     "macro_recall": "macro sensitivity (recall)",
     "weighted_recall": "weighted sensitivity (recall)",
     "macro_specificity": "macro specificity",
+    "weighted_specificity": "weighted specificity",
     "macro_auroc": "macro AUROC",
-    "auroc": "AUROC",
+    "macro_average_precision": "macro average precision",
     "mcc": "Matthews' correlation",
     "kappa": "Cohen's kappa",
     "nll": "negative log-likelihood (nats)",
-    "brier": "Brier score",
-    "ece": "expected calibration error",
 }
 """Names for people, in the order of the table; metrics that are not here follow under their own name."""
 
 SHARES = ("accuracy", "f1", "precision", "recall", "specificity")
-"""Endings of metrics that are shown in percent."""
+"""Last words of metrics that are shown in percent; average precision, an area, is not one of them."""
 
 CLASS_METRICS = {
     "recall": ("sensitivity", "recall"),
@@ -47,11 +47,18 @@ CLASS_METRICS = {
     "f1": ("F1", ""),
     "specificity": ("specificity", ""),
     "auroc": ("AUROC", "against the rest"),
+    "average_precision": ("average precision", "against the rest"),
 }
 
 
-def result_of(split: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Return one split of evaluation.json ready for the page: named and ordered metrics, classes, confusion matrix."""
+def result_of(split: str, result: dict[str, Any], groups: dict[str, int] | None = None) -> dict[str, Any]:
+    """Return one split of evaluation.json ready for the page: named and ordered metrics, classes, confusion matrix.
+
+    Args:
+        split: its name.
+        result: what evaluation.json says of it.
+        groups: class -> its independent groups in the split, where they are known.
+    """
     metrics = result.get("metrics") or {}
     names = [name for name in METRICS if name in metrics] + sorted(name for name in metrics if name not in METRICS)
     values = [{"name": METRICS.get(name, name.replace("_", " ")), **value_of(name, metrics[name])} for name in names]
@@ -70,12 +77,14 @@ def result_of(split: str, result: dict[str, Any]) -> dict[str, Any]:
         "metrics": values,
         **{name: _named(values, names, name) for name in ("accuracy", "macro_f1")},
         "scale": scale,
-        "per_class": _per_class(result.get("per_class") or {}, classes),
+        "per_class": _per_class(result.get("per_class") or {}, classes, groups or {}),
+        "has_class_groups": bool(groups),
         "classes": classes,
         "matrix": _matrix(confusion) if len(classes) <= MOST_CLASSES else [],
         "confusions": confusions(confusion, classes),
         "wrong": wrong,
         "interval": result.get("interval") or {},
+        **sections_of(result, classes),
     }
 
 
@@ -90,7 +99,7 @@ def value_of(name: str, entry: dict[str, Any] | None) -> dict[str, Any]:
     """Return a metric with its interval as numbers and as text; a share is written in percent."""
     entry = entry or {}
     value, low, high = (_finite(entry.get(key)) for key in ("value", "low", "high"))
-    share = name.endswith(SHARES)
+    share = is_share(name)
     return {
         "value": value,
         "low": low,
@@ -100,6 +109,11 @@ def value_of(name: str, entry: dict[str, Any] | None) -> dict[str, Any]:
         "interval": interval(low, high, share),
         "whisker": Markup(""),
     }
+
+
+def is_share(name: str) -> bool:
+    """Whether a metric is shown in percent."""
+    return name.endswith(SHARES) and not name.endswith("average_precision")
 
 
 def _finite(value: Any) -> float | None:
@@ -112,13 +126,14 @@ def _scale(values: list[dict[str, Any]]) -> tuple[float, float]:
     return (0.9, 1.0) if low >= 0.9 else (max(0.0, math.floor(low * 10) / 10), 1.0)
 
 
-def _per_class(per_class: dict[str, Any], classes: list[str]) -> dict[str, Any]:
+def _per_class(per_class: dict[str, Any], classes: list[str], groups: dict[str, int]) -> dict[str, Any]:
     names = [name for name in CLASS_METRICS if any(name in (entry or {}) for entry in per_class.values())]
     rows = []
     for label in [name for name in classes if name in per_class]:
         entry = per_class[label]
         values = [value_of(name, entry.get(name)) for name in names]
-        rows.append({"name": label, "support": entry.get("support", 0), "values": values})
+        support = entry.get("support", 0)
+        rows.append({"name": label, "support": support, "groups": groups.get(label), "values": values})
     scale = (0.0, 1.0)
     if "recall" in names:
         place = names.index("recall")

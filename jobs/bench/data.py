@@ -38,10 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=available_cores(), help="decoding threads, or DataLoader workers (all cores)"
     )
     parser.add_argument("--repeats", type=int, default=5, help="repeats of each (5)")
+    parser.add_argument(
+        "--policy",
+        nargs="+",
+        metavar="NAME",
+        help="time our loader alone under each of these augmentation policies; compare with the first",
+    )
 
 
 def run_arguments(parsed: argparse.Namespace) -> Result:
     """Run the benchmark as the flags say; arguments and errors as in `run`."""
+    if parsed.policy:
+        from jobs.bench import policies
+
+        return policies.run(parsed.set, parsed.policy, parsed.size, parsed.images, parsed.workers, parsed.repeats)
     return run(parsed.set, parsed.size, parsed.images, parsed.workers, parsed.repeats)
 
 
@@ -127,9 +137,10 @@ def ours(shards: ShardSet, size: int, threads: int, images: int) -> Iterator[Any
     import torch
 
     from bloodcell.data.loader import Loader, training_requests
+    from bloodcell.data.operations import Crop, Flip
     from bloodcell.data.order import BatchOrder, NaturalPlan
     from bloodcell.data.pipeline import View
-    from bloodcell.data.policies import Crop, Flip, Policy
+    from bloodcell.data.policies import Policy
 
     name = next(split for split in shards.info.splits if split.endswith("train"))
     order = BatchOrder(NaturalPlan(shards.ranges(name)), 0, BATCH, 1)

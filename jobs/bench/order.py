@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bloodcell.data.order import BatchOrder, NaturalPlan
+from bloodcell.data.order import BLOCK, BatchOrder, NaturalPlan
+from bloodcell.data.sampling import ClassPlan, sampling_plan
 from jobs.bench.result import Result, Row, interleaved, measured
 from shards.console import progress
 from shards.errors import BadInput, CheckFailed
@@ -32,27 +33,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=int, default=1024, help="ranks to simulate (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=10**8, help="samples in the set (default: %(default)s)")
     parser.add_argument("--micro-batch", type=int, default=32, help="samples a rank and step (default: %(default)s)")
+    parser.add_argument(
+        "--sampling",
+        default="natural",
+        help="as data.sampling; others than natural deal from drawn labels, class a half, b a quarter, ... "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="repeats of each timing (default: %(default)s)")
 
 
 def run_arguments(args: argparse.Namespace) -> Result:
     """Run the benchmark as the flags say; arguments and errors as in `run`."""
-    return run(args.ranks, args.samples, args.micro_batch, args.repeats)
+    return run(args.ranks, args.samples, args.micro_batch, args.repeats, args.sampling)
 
 
-def run(ranks: int = 1024, samples: int = 10**8, micro_batch: int = 32, repeats: int = 5) -> Result:
+def run(
+    ranks: int = 1024, samples: int = 10**8, micro_batch: int = 32, repeats: int = 5, sampling: str = "natural"
+) -> Result:
     """Check and time the order of `samples` samples dealt to `ranks` ranks, one micro-batch a rank and step.
 
     Raises:
         CheckFailed: the order deals a sample twice, leaves one out or depends on the number of ranks.
-        BadInput: the samples do not fill one step, or a number is below 1.
+        BadInput: the samples do not fill one step, a number is below 1, or there is no such sampling.
     """
     if min(ranks, samples, micro_batch, repeats) < 1:
         raise BadInput("a number is below 1", "bench order", "give numbers of at least 1")
-    order = BatchOrder(NaturalPlan(np.array([[0, samples]], dtype=np.int64)), SEED, micro_batch, ranks)
-    rows = [*_check_ranks(order, ranks), *_check_epoch(order)]
+    ranges = np.array([[0, samples]], dtype=np.int64)
+    if sampling == "natural":
+        order = BatchOrder(NaturalPlan(ranges), SEED, micro_batch, ranks)
+        rows = [*_check_ranks(order, ranks), *_check_epoch(order)]
+    else:
+        plan, made = _class_plan(sampling, ranges)
+        order = BatchOrder(plan, SEED, micro_batch, ranks)
+        rows = [*_check_ranks(order, ranks), *_check_counts(plan), *made]
     rows += _costs(order, ranks, repeats)
     command = f"bloodcell bench order --ranks {ranks} --samples {samples} --micro-batch {micro_batch}"
+    command += "" if sampling == "natural" else f" --sampling {sampling}"
     return Result(f"{command} --repeats {repeats}", rows)
 
 
@@ -89,6 +105,50 @@ def _check_epoch(order: BatchOrder) -> list[Row]:
     ]
 
 
+def _class_plan(sampling: str, ranges: np.ndarray) -> tuple[ClassPlan, list[Row]]:
+    """Make a plan over drawn labels: of each class half as many as of the one before."""
+    samples, classes = int(ranges[0, 1]), "abcdefgh"
+    drawn = np.random.Generator(np.random.Philox(key=[SEED, EPOCH])).random(samples, dtype=np.float32)
+    labels = np.minimum(-np.log2(np.maximum(drawn, 1e-9)), len(classes) - 1).astype(np.int8)
+    del drawn
+    begin = time.perf_counter()
+    plan = sampling_plan(sampling, ranges, labels, classes)
+    seconds = time.perf_counter() - begin
+    assert isinstance(plan, ClassPlan)
+    held = plan.members.nbytes
+    return plan, [
+        Row("making the table of classes, once a rank", seconds, "s"),
+        Row("memory of the table of classes", held / MIB, "MiB"),
+        Row("bytes of the table for each sample", held / samples, "bytes"),
+    ]
+
+
+def _check_counts(plan: ClassPlan) -> list[Row]:
+    """Deal a whole epoch: each class as often as planned, its samples equally often, each deal with its own number."""
+    times = np.zeros(int(plan.members.ranges[0, 1]), dtype=np.int32)
+    starts = range(0, plan.length, BLOCK)
+    for begin in progress(starts, "walking an epoch", len(starts)):
+        dealt = plan.samples(np.arange(begin, min(begin + BLOCK, plan.length)), SEED, EPOCH)
+        order = np.argsort(dealt.ids, kind="stable")
+        ids = dealt.ids[order]
+        again = np.arange(len(ids)) - np.searchsorted(ids, ids)  # times that the block dealt this id before
+        if not np.array_equal(dealt.occurrences[order], times[ids] + again):
+            raise CheckFailed("an occurrence is not the number of earlier deals", f"epoch {EPOCH}")
+        np.add.at(times, ids, 1)
+    spread = 0
+    for label, quota in enumerate(plan.quotas.tolist()):
+        numbers = np.arange(int(plan.members.counts[label]))
+        own = times[plan.members.ids(np.full_like(numbers, label), numbers)]
+        spread = max(spread, int(own.max() - own.min()))
+        if int(own.sum()) != quota or spread > 1:
+            raise CheckFailed(f"class {label} is dealt {int(own.sum())} times, not {quota}", f"epoch {EPOCH}")
+    return [
+        Row("samples dealt in a whole epoch", plan.length, "samples"),
+        Row("most deals of one sample", int(times.max()), "deals"),
+        Row("difference in deals inside a class, at most", spread, "deals"),
+    ]
+
+
 def _sampled_steps(order: BatchOrder, how_many: int) -> list[int]:
     """Return steps from the beginning, the middle and the end of the epoch."""
     first = EPOCH * order.steps_per_epoch
@@ -107,6 +167,7 @@ def _costs(order: BatchOrder, ranks: int, repeats: int) -> list[Row]:
     steps, walks = figures["step"], figures["walk"]
     per_rank = order.global_batch // ranks
     held = _peak(lambda: order.step(middle, ranks, 0))[1]
+    held += order.plan.members.nbytes if isinstance(order.plan, ClassPlan) else 0
     _stored(1)  # numpy loads its generators with the first
     stored_seconds, stored = _peak(lambda: _stored(order.plan.length))
     whole = [figure * order.steps_per_epoch for figure in steps]

@@ -7,6 +7,7 @@ unpickled.
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ def encoder() -> str:
 def unpack(archive: Path, folder: Path) -> int:
     """Write every image of the archive to `folder/<part>/<label>/<row>.png`; return how many there are.
 
+    The files have the archive's time: unpacked again they are the same files.
+
     Raises:
         BadInput: no such file, damaged, arrays missing or of another shape or type, or several labels for an image.
         EnvironmentFault: the disk is full or fails.
@@ -58,6 +61,7 @@ def unpack(archive: Path, folder: Path) -> int:
 
 def _unpack_part(content: zipfile.ZipFile, part: str, archive: Path, folder: Path) -> int:
     labels = _labels(content, f"{part}_labels", archive)
+    changed = archive.stat().st_mtime_ns
     with content.open(f"{part}_images.npy") as stream:
         shape, kind = _header(stream, f"{part}_images", archive)
         if kind != np.uint8:
@@ -73,7 +77,9 @@ def _unpack_part(content: zipfile.ZipFile, part: str, archive: Path, folder: Pat
             with disk_errors(place):
                 place.mkdir(parents=True, exist_ok=True)
                 picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 and pixels.ndim == 3 else pixels)
-                picture.save(place / f"{number:0{width}d}.png", "PNG", compress_level=PNG_LEVEL)
+                path = place / f"{number:0{width}d}.png"
+                picture.save(path, "PNG", compress_level=PNG_LEVEL)
+                os.utime(path, ns=(changed, changed))
     return shape[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def list_classes(root: Path, group_pattern: str | None = None, splits: Mapping[s
     for path, source in images:
         top, below = source.split("/")[:2]
         part, label = (part_of(top), below) if split else ("", top)
-        items.append(Item(path, source, label, find_group(pattern, source), part))
+        items.append(Item(path, source, sys.intern(label), find_group(pattern, source), part))
     return Listing(items, len(files) - len(images))
 
 

@@ -12,10 +12,13 @@ from pathlib import Path
 from shards.console import say, warn
 from shards.definitions import Definition, read_definition
 from shards.errors import BadInput, nearest
+from shards.images import IMAGE_SUFFIXES
 from shards.sources.archive import encoder, unpack
 from shards.sources.defined import list_defined, warn_of_counts
+from shards.sources.fixed import is_table, mark
 from shards.sources.folder import list_classes
 from shards.sources.items import Item, Listing, as_text, check_classes
+from shards.sources.origin import with_origins
 from shards.sources.table import list_table, read_table
 
 
@@ -30,6 +33,10 @@ class Request:
         dataset: name or path of a definition.
         labels: a table with the columns `label` (as found) and `class` (as wanted; empty leaves the images out).
         keep_splits, merge_splits: what becomes of a split that the images lie in.
+        source_column, source_pattern: what names each image's origin; without them it is the name of its root.
+        test_from: which images are a test set that is kept apart, as `shards.fixedtest.mark` takes it.
+        any_splits: keep each image's part if it has one, and ask no question.
+        one_class: whether images of a single class will do.
     """
 
     roots: tuple[Path, ...]
@@ -42,6 +49,11 @@ class Request:
     labels: str = ""
     keep_splits: bool = False
     merge_splits: bool = False
+    source_column: str = ""
+    source_pattern: str = ""
+    test_from: str = ""
+    any_splits: bool = False
+    one_class: bool = False
 
     @property
     def where(self) -> Path:
@@ -62,17 +74,30 @@ def gathered(request: Request) -> Iterator[Listing]:
     definition = read_definition(request.dataset) if request.dataset else None
     with ExitStack() as stack:
         if request.table:
-            listing = list_table(request.where, Path(request.table), request.group_column or None, request.keep_splits)
+            listing = list_table(
+                request.where,
+                Path(request.table),
+                request.group_column or None,
+                request.keep_splits or (bool(request.test_from) and not is_table(request.test_from)),
+                request.source_column or None,
+            )
         else:
             listing = _joined([_list(root, request, definition, stack) for root in request.roots], request.roots)
-        listing = _with_split(listing, request)
+        if request.table:
+            _warn_of_unlabelled(listing.items)
+        listing = with_origins(listing, definition, request.source_pattern)
+        if not any(item.part and item.part == request.test_from for item in listing.items):
+            listing = _with_split(listing, request)
+        if request.test_from:
+            listing = mark(listing, request.test_from, len(request.roots))
         if definition:
             warn_of_counts(listing.items, definition)
             for note in definition.notes:
                 say(f"{definition.name}: {note}")
         if request.labels:
             listing = _relabelled(listing, Path(request.labels))
-        check_classes(listing.items, request.where)
+        if not request.one_class:
+            check_classes(listing.items, request.where)
         yield listing
 
 
@@ -83,6 +108,8 @@ def _check(request: Request) -> None:
         raise BadInput(
             "a table names all images itself", "--table", "leave out --also and --dataset, or put all rows in one table"
         )
+    if request.source_column and not request.table:
+        raise BadInput("a column is read from a table only", "--source-column", "name it with --table")
     if request.trees and not request.dataset:
         raise BadInput("trees are known from a definition only", "--trees", "name it with --dataset")
 
@@ -126,12 +153,21 @@ def _joined(listings: list[Listing], roots: tuple[Path, ...]) -> Listing:
         name = as_text(Path(root.resolve().name)) or "root"
         seen[name] += 1
         prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        items += [replace(item, source=f"{prefix}/{item.source}") for item in listing.items]
+        items += [replace(item, source=f"{prefix}/{item.source}", origin=prefix) for item in listing.items]
     items.sort(key=lambda item: item.source)
     doubled = [source for source, n in Counter(item.source for item in items).items() if n > 1]
     if doubled:
         raise BadInput(f"two roots give one name to different images: {doubled[0]}", "--also", "rename one of them")
     return Listing(items, sum(listing.ignored for listing in listings), max(listing.encoder for listing in listings))
+
+
+def _warn_of_unlabelled(items: list[Item]) -> None:
+    """Say how many images lie in the folders of those that a table names, and stand in no row of it."""
+    named = {item.path for item in items}
+    beside = (path for folder in {path.parent for path in named} for path in folder.iterdir())
+    left = sorted(path for path in beside if path.suffix.lower() in IMAGE_SUFFIXES and path not in named)
+    if left:
+        warn(f"{len(left):,} images beside those of the table have no label, first {left[0]}: passed over")
 
 
 def _relabelled(listing: Listing, path: Path) -> Listing:
@@ -160,6 +196,8 @@ def _relabelled(listing: Listing, path: Path) -> Listing:
 
 def _with_split(listing: Listing, request: Request) -> Listing:
     """Return the listing with its parts if they are to be kept, without them if they are to be merged."""
+    if request.any_splits:
+        return listing
     counts = Counter(item.part for item in listing.items)
     found = sorted(part for part in counts if part)
     if found and not request.keep_splits and not request.merge_splits:

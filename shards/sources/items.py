@@ -22,15 +22,19 @@ SPLIT_NAMES = {
 }
 """Folder names (as `spelling` gives them) that are taken for the parts of an existing split."""
 
+FIXED = "fixed_test"
+"""Part of the images of a test set that is kept apart, whatever becomes of the others (--test-from)."""
+
 _FOLD = re.compile(r"fold(\d+)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image file: where it is, its name below the packed folder, its class name and its group ("" if unknown).
 
     Names are text: bytes of a file name that are not UTF-8 are written as \\xNN in `source`; `path` keeps them.
-    `part` is where an existing split has it (train, val, test, fold0, ...), "" if there is none.
+    `part` is where an existing split has it (train, val, test, fold0, ...), "" if there is none. `origin` is where it
+    comes from as a whole: the hospital, the microscope, the published set; "" if unknown.
     """
 
     path: Path
@@ -38,6 +42,7 @@ class Item:
     label: str
     group: str
     part: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True)

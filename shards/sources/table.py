@@ -17,13 +17,20 @@ PATH_COLUMNS = ("path", "file", "filename", "image")
 SPLIT_COLUMNS = ("split", "part", "fold")
 
 
-def list_table(root: Path, table: Path, group_column: str | None = None, keep_splits: bool = False) -> Listing:
+def list_table(
+    root: Path,
+    table: Path,
+    group_column: str | None = None,
+    keep_splits: bool = False,
+    source_column: str | None = None,
+) -> Listing:
     """List the images named in a CSV, TSV or parquet table with a path, a label and perhaps a group column.
 
     Args:
         root: the folder that relative paths in the table start from.
         table: the file.
         group_column: the column that names patient or slide; without it the first of GROUP_COLUMNS that exists.
+        source_column: the column that names what each image's `origin` shall be.
         keep_splits: read each row's part from the first of SPLIT_COLUMNS that exists; otherwise there are no parts.
 
     Raises:
@@ -32,21 +39,25 @@ def list_table(root: Path, table: Path, group_column: str | None = None, keep_sp
     content = read_table(table)
     path_column = _pick(content, PATH_COLUMNS, table, "image paths")
     label_column = _pick(content, LABEL_COLUMNS, table, "labels")
-    if group_column is not None and group_column not in content.column_names:
-        fix = nearest(group_column, content.column_names) or f"the columns are {', '.join(content.column_names)}"
-        raise BadInput(f"no column {group_column!r}", table, fix)
+    for asked in (group_column, source_column):
+        if asked is not None and asked not in content.column_names:
+            fix = nearest(asked, content.column_names) or f"the columns are {', '.join(content.column_names)}"
+            raise BadInput(f"no column {asked!r}", table, fix)
     found = group_column or next((name for name in GROUP_COLUMNS if name in content.column_names), None)
     paths = [str(value) for value in content.column(path_column).to_pylist()]
     labels = content.column(label_column).to_pylist()
     groups = content.column(found).to_pylist() if found else [None] * len(paths)
     parts = _parts(content, table) if keep_splits else [""] * len(paths)
+    origins = content.column(source_column).to_pylist() if source_column else [None] * len(paths)
     items = []
-    for line, (source, label, group, part) in enumerate(zip(paths, labels, groups, parts, strict=True), 2):
+    rows = zip(paths, labels, groups, parts, origins, strict=True)
+    for line, (source, label, group, part, origin) in enumerate(rows, 2):
         if label is None or str(label) == "":
             raise BadInput("a row has no label", f"{table}:{line}", "give each image a label or leave its row out")
         if not (root / source).is_file():
             raise BadInput(f"the table names a file that does not exist: {source}", f"{table}:{line}", "mend the path")
-        items.append(Item(root / source, source, str(label), "" if group is None else str(group), part))
+        named = ["" if value is None else str(value) for value in (group, origin)]
+        items.append(Item(root / source, source, str(label), named[0], part, named[1]))
     doubled = len(items) - len({item.source for item in items})
     if doubled:
         raise BadInput(f"{doubled} paths stand in the table twice", table, "keep one row for each file")

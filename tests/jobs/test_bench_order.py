@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from bloodcell.data import sampling
 from bloodcell.data.order import NaturalPlan, Samples
+from bloodcell.data.sampling import ClassPlan
 from jobs.bench import order as bench
 from jobs.bench.result import Result, Row, interleaved, lines, machine, measured, number, versions
 from shards.errors import BadInput, CheckFailed
@@ -36,6 +38,34 @@ def test_a_quick_run_is_exact_and_holds_less_than_a_permutation() -> None:
     assert set(found) == {"machine", "versions", "command", "rows"}
     assert set(found["rows"][0]) == {"name", "value", "unit", "low", "high", "baseline", "ratio"}
     assert found["command"].startswith("bloodcell bench order --ranks 8 --samples 20000")
+
+
+@pytest.mark.parametrize("asked", ["balanced", "a=3,h=1"])
+def test_plans_by_class_are_checked_and_their_table_is_small(asked: str) -> None:
+    flags = ["--ranks", "4", "--samples", "30000", "--micro-batch", "8", "--repeats", "1", "--sampling", asked]
+    result = quick(flags)
+    rows = {row.name: row.value for row in result.rows}
+    assert rows["samples dealt in a whole epoch"] == pytest.approx(30000, abs=8)
+    assert rows["difference in deals inside a class, at most"] == 1
+    assert rows["most deals of one sample"] > 1
+    assert rows["bytes of the table for each sample"] < 1.3
+    assert f"--sampling {asked}" in result.command
+    with pytest.raises(BadInput, match="did you mean 'balanced'"):
+        quick(["--samples", "30000", "--sampling", "balancd"])
+
+
+class Repeating(ClassPlan):
+    """A broken plan: a repeat gets the draws of the first time."""
+
+    def samples(self, positions: np.ndarray, seed: int, epoch: int) -> Samples:
+        dealt = super().samples(positions, seed, epoch)
+        return Samples(dealt.ids, np.zeros_like(dealt.occurrences))
+
+
+def test_a_plan_without_occurrences_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "ClassPlan", Repeating)
+    with pytest.raises(CheckFailed, match="number of earlier deals"):
+        bench.run(2, 4096, 8, 1, "balanced")
 
 
 def test_memory_of_a_rank_does_not_grow_with_the_set() -> None:

@@ -298,6 +298,18 @@ def test_a_place_that_may_not_be_written_to_is_refused_before_any_work(locked: P
     assert "examining" not in done.err
 
 
+@pytest.mark.parametrize("place", ["SET", "."])
+def test_a_set_that_may_not_be_written_to_takes_no_more_images(locked: Path, place: str) -> None:
+    assert bloodcell("pack", "in", "SET", "--workers", 1, cwd=locked).code == 0
+    images(locked / "more", {"a": 2})
+    (locked / place).chmod(0o555)
+    done = without_rights("pack", "more", "SET", "--append", "--workers", 1, cwd=locked)
+    (locked / place).chmod(0o755)
+    assert done.code == 2, done.err
+    assert "mend its permissions" in clear_line(done)
+    assert sorted(path.name for path in locked.iterdir()) == ["SET", "in", "more"]
+
+
 @pytest.fixture
 def damaged(tiny: tuple[Path, dict[str, Done]], tmp_path: Path) -> Path:
     """A copy of the packed set."""

@@ -11,6 +11,7 @@ from PIL import Image
 from shards.clean import clean
 from shards.decisions import read_decisions, write_decisions
 from shards.errors import BadInput
+from shards.examine import examine_all
 from shards.sources import list_folder
 
 KNOWN = {"a/1.png", "a/2, \n3.png", "b/4.png"}
@@ -67,11 +68,11 @@ def test_one_side_of_a_contradiction_can_be_saved_and_groups_stay_joined(tmp_pat
         # One picture of patient 1 lies under another label and with another patient's name as well.
         picture(0 if name in ("a/p1_0", "b/p2_3") else int(name[-1])).save(path)
     items = list_folder(tmp_path, r"(p\d)_").items
-    cleaned = clean(items, 1, dropped={"b/p2_3.png": "label is wrong"})
+    cleaned = clean(items, examine_all(items, 1), dropped={"b/p2_3.png": "label is wrong"})
     assert [(r.item.source, r.reason, r.detail) for r in cleaned.rejected] == [
         ("b/p2_3.png", "decision", "label is wrong")
     ]
     assert len(cleaned.images) + len(cleaned.rejected) == len(items)
     groups = {image.item.source: group for image, group in zip(cleaned.images, cleaned.groups, strict=True)}
     assert groups["a/p1_0.png"] == groups["a/p1_1.png"] == groups["a/p2_2.png"] == "p1+p2"
-    assert {r.reason for r in clean(items, 1).rejected} == {"contradicting label"}
+    assert {r.reason for r in clean(items, examine_all(items, 1)).rejected} == {"contradicting label"}

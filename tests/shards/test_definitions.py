@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from shards.clean import Image, _exact, _join_names
+from shards.clean import _exact, _join_names
 from shards.definitions import Definition, Release, names, read_definition
 from shards.errors import BadInput
+from shards.examine import Image
 from shards.sources import Item
 from shards.sources.defined import list_defined, warn_of_counts
 

@@ -18,7 +18,7 @@ from shards.duplicates import PAIR_DTYPE, connected, default_correlation, exact_
 from shards.errors import BadInput
 from shards.features import FEATURES_DTYPE, compute, inverse
 from shards.nearhash import candidates, default_distance
-from tests.shards.planted import planted_features
+from shards.planted import planted_features
 
 Planted = tuple[NDArray[np.void], NDArray[np.int64], NDArray[np.int64]]
 

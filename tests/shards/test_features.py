@@ -12,7 +12,7 @@ from PIL import Image
 
 from shards.errors import BadInput
 from shards.features import FEATURES_DTYPE, ORIENTATIONS, SIDE, compute, hashes, inverse, orient, orient_hashes
-from tests.shards.planted import planted_features
+from shards.planted import planted_features
 
 
 def smear(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:

@@ -71,11 +71,27 @@ def tiff16(array: np.ndarray) -> bytes:
     return head + struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", *f) for f in fields) + bytes(4)
 
 
-def with_exif(orientation: int, kind: str) -> bytes:
+def with_exif(orientation: int, kind: str, **options: Any) -> bytes:
     """Return RGB, stored as it is, with the remark that it is to be shown in another orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encode(RGB, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
+    return encode(RGB, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else options))
+
+
+def announcing_exif() -> bytes:
+    """Return a WebP whose header says that it has EXIF, which it has not."""
+    data = bytearray(encode(RGB, "WEBP", lossless=True, xmp=XMP))
+    data[20] |= 0x08
+    return bytes(data)
+
+
+def raw_profile_exif() -> bytes:
+    """Return a PNG with an orientation where only ImageMagick and PIL look for it, in a text."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = b"\nexif\n%8d\n%s\n" % (len(exif.tobytes()), exif.tobytes().hex().encode())
+    data = encode(RGB, "PNG")
+    return data[:33] + chunk(b"tEXt", b"Raw profile type exif\0" + text) + data[33:]
 
 
 def repeated(grey: np.ndarray) -> np.ndarray:
@@ -125,6 +141,7 @@ GOOD: dict[str, tuple[bytes, np.ndarray, str, int]] = {
     "PNG palette, one clear": (encode(PALETTE, "PNG", transparency=5), LOOKED_UP, "P", 0),
     "PNG palette, alpha": (encode(PALETTE, "PNG", transparency=bytes(range(64))), LOOKED_UP, "P", 0),
     "PNG one clear colour": (encode(RGB, "PNG", transparency=(0, 0, 0)), RGB, "RGB", 0),
+    "PNG with EXIF in a text": (raw_profile_exif(), RGB, "RGB", 0),
     "PNG interlaced": (interlaced(), RGB, "RGB", 0),
     "PNG 1 bit": (encode(BITS, "PNG"), repeated(np.where(GREY > 120, 255, 0).astype(np.uint8)), "1", 0),
     "PNG 16 bit": (encode(SIXTEEN, "PNG"), repeated(GREY16), "I;16", 0),
@@ -142,6 +159,7 @@ GOOD: dict[str, tuple[bytes, np.ndarray, str, int]] = {
     "WebP": (encode(RGB, "WEBP", quality=100), RGB, "RGB", 24),
     "WebP lossless": (encode(RGB, "WEBP", lossless=True), RGB, "RGB", 0),
     "WebP moving": (encode(RGB, "WEBP", lossless=True, save_all=True, append_images=[RGBA]), RGB, "RGBA", 0),
+    "WebP EXIF 6": (with_exif(6, "WEBP", quality=100), SHOWN[6](RGB), "RGB", 24),
     "WebP with XMP": (encode(RGB, "WEBP", lossless=True, xmp=XMP), RGB, "RGB", 0),
     "JPEG 2000": (encode(RGB, "JPEG2000"), RGB, "RGB", 0),
     "JPEG 2000 16 bit": (encode(SIXTEEN, "JPEG2000"), repeated(GREY16), "I;16", 0),
@@ -204,6 +222,8 @@ def test_pixels_are_those_of_dali() -> None:
         ("no end", encode(RGB, "PNG")[:-12], "undecodable"),
         ("no pixels", png(RGB, 8, 2)[:33] + chunk(b"IEND", b""), "undecodable"),
         ("a short picture", png(RGB[:5], 8, 2, height=40), "undecodable"),
+        ("WebP whose EXIF DALI does not find", with_exif(6, "WEBP", lossless=True), "undecodable"),
+        ("WebP that announces EXIF in vain", announcing_exif(), "undecodable"),
     ],
 )
 def test_what_is_no_image_is_named(name: str, data: bytes, reason: str) -> None:

@@ -271,6 +271,8 @@ def test_numbers_read_well() -> None:
     assert percent(float("nan")) == "–"
     assert interval(0.9, 1.0) == "90.0–100.0\u202f%"
     assert interval(None, 1.0) == ""
+    assert interval(-0.25, 0.5) == "-25.0 to 50.0\u202f%"
+    assert interval(-0.25, 0.5, as_percent=False) == "-0.250 to 0.500"
     assert [duration(3.21), duration(192), duration(7500)] == [
         "3.2\u202fs",
         "3\u202fmin 12\u202fs",

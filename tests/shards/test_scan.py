@@ -14,9 +14,11 @@ from PIL import Image
 
 from shards.errors import BadInput
 from shards.format import read_dataset
-from shards.outliers import by_features, read_features
+from shards.network_features import read_features, write_features
+from shards.outliers import by_features
 from shards.pack import PackOptions, pack
-from shards.scan import Findings, ScanOptions, explore, near_clusters, scan, suggestions
+from shards.scan import ScanOptions, explore_folder, scan
+from shards.scan_findings import Findings, near_clusters, suggestions
 from shards.synth import SynthOptions, synthesise
 from tests.conftest import bloodcell
 
@@ -62,7 +64,7 @@ def scanned(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(planted: Path) -> Findings:
-    return explore(planted, by_patient(planted))
+    return explore_folder(planted, by_patient(planted))
 
 
 def flagged(found: Findings, *flags: str) -> set[str]:
@@ -147,7 +149,7 @@ def test_dark_bright_strong_tiny_and_odd_pictures_are_flagged(drawn: Path, tmp_p
     }
     for name, pixels in made.items():
         Image.fromarray(pixels.astype(np.uint8)).save(folder / sources[0].parent.name / f"{name}.png")
-    found = explore(folder, ScanOptions(workers=1, near=False))
+    found = explore_folder(folder, ScanOptions(workers=1, near=False))
     for name in made:
         said = flagged(found, name)
         assert f"{sources[0].parent.name}/{name}.png" in said
@@ -158,7 +160,7 @@ def test_dark_bright_strong_tiny_and_odd_pictures_are_flagged(drawn: Path, tmp_p
 def test_a_shortcut_is_reported_if_there_is_one(planted_mark: bool, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     synthesise(folder, SynthOptions(images=240, size=64, patients=40, seed=3, shortcut=planted_mark))
-    found = explore(folder, by_patient(folder))
+    found = explore_folder(folder, by_patient(folder))
     warned = {one.name for one in found.shortcuts if one.warned and one.visible and one.target == "class"}
     assert warned == ({"lower right corner"} if planted_mark else set())
 
@@ -170,12 +172,39 @@ def test_outliers_in_network_features(tmp_path: Path) -> None:
     values[130] -= 60
     names = [f"a/{i:03d}.png" for i in range(300)]
     order = draw.permutation(300)
-    table = pa.table({"path": [names[i] for i in order], "features": list(values[order])})
-    pyarrow.parquet.write_table(table, tmp_path / "features.parquet")
-    judged = by_features(read_features(tmp_path / "features.parquet", names))
+    write_features(tmp_path / "features.parquet", [names[i] for i in order], values[order].astype(np.float32))
+    judged = by_features(read_features(tmp_path / "features.parquet", names), ["a"] * 300)
     assert np.flatnonzero(judged.flagged).tolist() == [7, 130]
     with pytest.raises(BadInput, match=r"have no features, first b/1\.png"):
         read_features(tmp_path / "features.parquet", [*names, "b/1.png"])
+
+
+def test_features_that_cannot_be_used(tmp_path: Path) -> None:
+    place = tmp_path / "features.parquet"
+    for columns, said in (
+        ({"path": ["a"]}, "no column 'features'"),
+        ({"name": ["a"], "features": [[1.0]]}, "no column for image paths"),
+        ({"path": ["a", "a"], "features": [[1.0], [2.0]]}, "twice"),
+        ({"path": ["a", "b"], "features": [[1.0], [2.0, 3.0]]}, "differ in length"),
+        ({"path": ["a", "b"], "features": [["x"], ["y"]]}, "holds list"),
+        ({"path": ["a"], "features": [[float("nan")]]}, "not finite"),
+    ):
+        pyarrow.parquet.write_table(pa.table(columns), place)
+        with pytest.raises(BadInput, match=said):
+            read_features(place, ["a"])
+
+
+def test_network_features_take_the_place_of_simple_ones(drawn: Path, tmp_path: Path) -> None:
+    names = sorted(path.relative_to(drawn).as_posix() for path in drawn.glob("*/*.jpg"))
+    values = np.random.default_rng(0).normal(size=(len(names), 24)).astype(np.float32)
+    values[5] += 40
+    values[20:32] -= 25  # a fifth of their class: a crowd
+    write_features(tmp_path / "features.parquet", names[::-1], values[::-1])
+    options = ScanOptions(features=str(tmp_path / "features.parquet"), near=False, workers=1)
+    judged = explore_folder(drawn, options).outliers
+    assert judged.network
+    assert np.flatnonzero(judged.flagged).tolist() == [5]
+    assert [group.tolist() for group in judged.crowds.groups] == [list(range(20, 32))]
 
 
 def test_scan_writes_a_table_decisions_and_a_page(planted: Path, scanned: Path) -> None:

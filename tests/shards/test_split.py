@@ -70,7 +70,7 @@ def test_the_order_of_the_samples_does_not_matter() -> None:
 
 
 def test_too_few_groups_for_the_parts_is_refused() -> None:
-    with pytest.raises(BadInput, match="class 'rare' has 40 images in 2 groups, too few for 3 parts"):
+    with pytest.raises(BadInput, match="class 'rare' has 40 images in 2 groups, too few for 3 parts: p1 20, p2 20"):
         split(
             [0] * 60 + [1] * 40,
             [""] * 60 + ["p1"] * 20 + ["p2"] * 20,
@@ -89,3 +89,17 @@ def test_bad_fractions(text: str) -> None:
 
 def test_an_empty_part_is_left_out() -> None:
     assert parse_fractions("0/0/100") == {"test": 1.0}
+
+
+def test_a_thin_class_is_in_some_parts_only_if_that_is_allowed() -> None:
+    labels = [0] * 30 + [1] * 10
+    groups = [""] * 30 + ["a"] * 6 + ["b"] * 4
+    keys = [f"k{i}" for i in range(40)]
+    folds = {f"fold{k}": 1 / 3 for k in range(3)}
+    with pytest.raises(BadInput, match="--allow-thin"):
+        split(labels, groups, keys, folds, 0, ["many", "few"])
+    found = split(labels, groups, keys, folds, 0, ["many", "few"], thin=True)
+    few = found.assignment[30:]
+    assert len(set(few[:6])) == len(set(few[6:])) == 1
+    assert few[0] != few[-1]
+    assert np.bincount(found.assignment[:30]).tolist() == [10, 10, 10]

@@ -17,18 +17,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from shards.defects import MARK_COLOURS
+from shards.defects import MARK_COLOURS, NEAR_DUPLICATES, SPOILT, TURNS
 from shards.drawing import CLASSES, draw_smear, slide_look
 from shards.errors import BadInput
+from shards.images import UnusableImageError, decode
 from shards.synth import TRUTH_COLUMNS, SynthOptions, contents, synthesise
-from shards.synthplan import class_counts, plan
+from shards.synthplan import Entry, class_counts, plan
 
 SMALL = SynthOptions(images=40, size=48, patients=8)
 
 PLANTED = replace(
     SMALL,
     exact_duplicates=5,
-    near_duplicates=6,
+    near_duplicates=9,
     contradictions=3,
     outliers=5,
     blurred=3,
@@ -83,7 +84,7 @@ def test_truth_names_every_file(planted: Path) -> None:
     expected = {
         "": 40,
         "exact_duplicate": 5,
-        "near_duplicate": 6,
+        "near_duplicate": 9,
         "contradiction": 3,
         "outlier": 5,
         "blurred": 3,
@@ -116,8 +117,14 @@ def test_only_planted_files_share_their_bytes(planted: Path) -> None:
 
 def test_near_duplicates_show_the_same_in_other_bytes(planted: Path) -> None:
     rows = with_defect(planted, "near_duplicate")
-    assert Counter(row["detail"] for row in rows) == {"rotated": 2, "flipped": 2, "re-encoded": 1, "cropped": 1}
-    undo = {"rotated": Image.Transpose.ROTATE_90, "flipped": Image.Transpose.FLIP_LEFT_RIGHT}
+    assert [row["detail"] for row in rows].count("cropped") == 1
+    assert {row["detail"] for row in rows} == set(NEAR_DUPLICATES)
+    undo = {how: turn for how, turn in TURNS.items() if not how.startswith("rotated")}
+    undo |= {
+        "rotated": Image.Transpose.ROTATE_90,
+        "rotated by 180": Image.Transpose.ROTATE_180,
+        "rotated by 270": Image.Transpose.ROTATE_270,
+    }
     for row in rows:
         copy: Image.Image = Image.open(planted / row["path"])
         original = Image.open(planted / row["of"])
@@ -138,6 +145,33 @@ def test_corrupt_files_do_not_decode(planted: Path) -> None:
         assert data.startswith(b"\xff\xd8") is (row["detail"] == "truncated")
         with pytest.raises(OSError, match=r"truncated|cannot identify"):
             Image.open(io.BytesIO(data)).load()
+
+
+def test_spoilt_images_differ_as_they_say() -> None:
+    options = replace(SMALL, **dict.fromkeys(SPOILT, 1), bit_flips=2, foreign_crowd=4)
+    entries = {entry.defect: entry for entry in plan(options) if entry.defect in SPOILT}
+    assert set(entries) == set(SPOILT)
+
+    def pixels(entry: Entry) -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(contents(entry, options))), float)
+
+    changed = {how: pixels(entry) for how, entry in entries.items()}
+    plain = {how: pixels(replace(entry, defect="")) for how, entry in entries.items()}
+    assert changed["dark"].mean() < 0.4 * plain["dark"].mean()
+    assert 255 - changed["bright"].mean() < 0.2 * (255 - plain["bright"].mean())
+    assert np.ptp(changed["saturated"], axis=2).mean() > 1.5 * np.ptp(plain["saturated"], axis=2).mean()
+    assert changed["tiny"].shape == (9, 9, 3)
+    assert changed["odd_aspect"].shape == (24, 48, 3)
+    blue_above_red = [(seen["other_stain"][..., 2] - seen["other_stain"][..., 0]).mean() for seen in (plain, changed)]
+    assert blue_above_red[0] > blue_above_red[1] + 20
+    for entry in (entry for entry in plan(options) if entry.defect == "bit_flip"):
+        if entry.detail == "png":
+            flipped, whole = contents(entry, options), contents(replace(entry, defect="odd_format"), options)
+            assert sum(a != b for a, b in zip(flipped, whole, strict=True)) == 1
+            with pytest.raises(UnusableImageError, match="damaged"):
+                decode(flipped)
+    crowd = [entry for entry in plan(options) if entry.defect == "foreign_crowd"]
+    assert {(entry.detail, entry.name) for entry in crowd} == {("tissue", CLASSES[0]), ("animal", CLASSES[1])}
 
 
 @pytest.mark.parametrize(

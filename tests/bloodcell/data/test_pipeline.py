@@ -12,9 +12,10 @@ import torch
 
 from bloodcell.data.draws import Draws
 from bloodcell.data.loader import Batch, Loader, evaluation_requests, training_requests
+from bloodcell.data.operations import Colour, Crop, Flip
 from bloodcell.data.order import BatchOrder, EvaluationOrder, NaturalPlan
 from bloodcell.data.pipeline import Request, View
-from bloodcell.data.policies import POLICIES, Colour, Crop, Flip, Policy, find_policy
+from bloodcell.data.policies import POLICIES, Policy, find_policy
 from bloodcell.data.shardset import Reader, ShardSet
 from shards.errors import BadInput, EnvironmentFault
 from shards.images import decode

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bloodcell.data.order import epoch_key
-from bloodcell.data.shuffle import BLOCK, permute, unpermute
+from bloodcell.data.shuffle import BLOCK, permute, permute_each, unpermute
 from shards.errors import Fault
 
 KEYS = [0, 1, 2**64 - 1, epoch_key(0, 0), epoch_key(-5, 3)]
@@ -105,3 +105,19 @@ def test_a_large_set_keeps_no_structure(n: int) -> None:
 
 KNOWN_TEN = [8, 6, 2, 3, 0, 4, 5, 9, 7, 1]
 KNOWN_LARGE = [61613463, 24517331, 10308864]
+
+
+@settings(deadline=None)
+@given(
+    asked=st.lists(st.tuples(st.integers(1, 400), st.integers(0, 2**64 - 1), st.integers(0, 399)), min_size=1),
+    large=st.integers(1, 2**62),
+)
+def test_many_sets_at_once_are_shuffled_as_one_by_one(asked: list[tuple[int, int, int]], large: int) -> None:
+    sizes = np.array([n for n, _, _ in asked] + [large])
+    keys = np.array([key for _, key, _ in asked] + [1], dtype=np.uint64)
+    positions = np.array([place for _, _, place in asked] + [large - 1]) % sizes
+    each = permute_each(positions, sizes, keys)
+    alone = [int(permute(np.array([p]), int(n), int(k))[0]) for p, n, k in zip(positions, sizes, keys, strict=True)]
+    assert each.tolist() == alone
+    with pytest.raises(Fault, match="outside its set"):
+        permute_each(sizes, sizes, keys)

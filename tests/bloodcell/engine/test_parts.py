@@ -16,18 +16,40 @@ from bloodcell.config import OptimConfig
 from bloodcell.engine.batchnorm import BatchNormStatistics
 from bloodcell.engine.checkpoint import Checkpoints, pack_tree, unpack_tree
 from bloodcell.engine.optim import build_optimizer
-from bloodcell.engine.schedule import learning_rate
+from bloodcell.engine.schedule import Schedule
 from shards.errors import BadInput, EnvironmentFault
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
-    rates = [learning_rate(step, 1.0, 10, 100, "cosine") for step in range(100)]
+    rates = [Schedule("cosine", 1.0, 10, 100).rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[10] == 1.0
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.5)
     assert rates[-1] < 0.001
-    assert [learning_rate(step, 0.3, 0, 9, "constant") for step in (0, 8)] == [0.3, 0.3]
+    assert [Schedule("constant", 0.3, 0, 9).rate(step) for step in (0, 8)] == [0.3, 0.3]
+
+
+def test_the_learning_rate_falls_in_steps_and_on_plateaus() -> None:
+    steps = Schedule("step", 1.0, 2, 40, fall=0.5, fall_every=10)
+    assert [steps.rate(step) for step in (0, 1, 9, 10, 25, 39)] == [0.5, 1.0, 1.0, 0.5, 0.25, 0.125]
+    plateau = Schedule("plateau", 1.0, 0, 40, fall=0.1)
+    assert [plateau.rate(5, falls) for falls in (0, 1, 2)] == pytest.approx([1.0, 0.1, 0.01])
+
+
+def test_one_cycle_is_that_of_torch() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 0.4, total_steps=101, pct_start=0.3, cycle_momentum=False, div_factor=25, final_div_factor=1e4
+    )
+    ours = Schedule("onecycle", 0.4, 29, 100)  # theirs reaches the peak one step before pct_start
+    expected = []
+    for _ in range(100):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert [ours.rate(step) for step in range(100)] == pytest.approx(expected, rel=2e-2, abs=1e-5)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3, 6])

@@ -104,7 +104,7 @@ def test_the_same_command_again_changes_nothing(
 def test_predictions_are_exact_and_the_same_on_any_number_of_ranks(undisturbed: Path, small_set: Path) -> None:
     results = {}
     for ranks in (0, 2, 3):
-        done = bloodcell("evaluate", undisturbed, "--split", "test", "--json", ranks=ranks)
+        done = bloodcell("evaluate", undisturbed, "--split", "test", "--predict", "--json", ranks=ranks)
         assert done.code == 0, done.err
         assert done.json["schema"] == "bloodcell/1/evaluate"
         table = (undisturbed / "predictions" / "test.parquet").read_bytes()
@@ -142,6 +142,25 @@ def test_killed_and_resumed_ends_bit_identical(
     assert same(run, undisturbed)
     losses = [(r["step"], r["train/loss"]) for r in records(run) if "train/loss" in r]
     assert losses == [(r["step"], r["train/loss"]) for r in records(undisturbed) if "train/loss" in r]
+
+
+@pytest.mark.slow
+def test_stopped_on_request_and_gone_on_with_ends_bit_identical(
+    undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "stop").write_text("1\n")
+    arguments = ("train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST)
+    done = bloodcell(*arguments, ranks=2)
+    assert done.code != 0
+    assert "start the same command again" in done.err
+    assert (status(run)["state"], status(run)["outcome"]["code"], status(run)["epoch"]) == ("stopped", 85, 1.0)
+    (run / "stop").unlink()
+    done = bloodcell(*arguments, ranks=2)
+    assert done.code == 0, done.err
+    assert same(run, undisturbed)
+    assert status(run)["lineage"] == status(undisturbed)["lineage"]
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
@@ -190,6 +209,33 @@ def test_a_longer_run_goes_on(undisturbed: Path, small_set: Path, small_net: str
     assert done.code == 0, done.err
     assert status(run)["step"] == steps // 3 * 4
     assert "the schedule is stretched" in " ".join(done.err.split())
+
+
+BENT = (
+    *("--train.average", "ema", "--train.ema_decay", 0.8, "--data.mixup", 0.3, "--data.cutmix", 1.0),
+    *("--loss.name", "focal", "--loss.class_weights", "balanced", "--loss.label_smoothing", 0.1),
+    *("--loss.logit_adjustment", 0.5, "--optim.name", "timm:lamb", "--optim.layer_decay", 0.8, "--optim.l1", 1e-5),
+    *("--optim.schedule", "plateau", "--optim.fall_after", 1),
+)
+
+
+def test_averages_mixed_images_and_plateaus_resume_exactly(small_set: Path, small_net: str, tmp_path: Path) -> None:
+    arguments = ("train", "cnn5", "--data", small_set, "--model.name", small_net, *FAST, *BENT)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done = bloodcell(*arguments, "--run", whole, ranks=2)
+    assert done.code == 0, done.err
+    shutil.copytree(whole, run, symlinks=True)
+    kept = sorted(path for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    for checkpoint in kept[1:]:
+        shutil.rmtree(checkpoint)
+    for link in ("last", "best"):
+        (run / "checkpoints" / link).unlink()
+    (run / "checkpoints" / "last").symlink_to(kept[0].name)
+    done = bloodcell(*arguments, "--run", run, ranks=2)
+    assert done.code == 0, done.err
+    assert same(run, whole)
+    averaged = load_file(run / "checkpoints" / "last" / "model.safetensors")
+    assert not np.array_equal(averaged["9.weight"], weights(run)["9.weight"])
 
 
 def test_early_stopping_under_bf16_with_sgd_and_clipping(small_set: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from bloodcell.evaluation import estimates, metrics, resample
 from bloodcell.evaluation.estimates import Estimate, Estimates
@@ -93,6 +93,8 @@ def test_every_draw_is_the_metric_of_the_resampled_samples() -> None:
         for label in range(3):
             expected = roc_auc_score(labels[rows] == label, scores[rows, label])
             assert draws["auroc"][index, label] == pytest.approx(expected)
+            expected = average_precision_score(labels[rows] == label, scores[rows, label])
+            assert draws["average_precision"][index, label] == pytest.approx(expected)
         assert draws["nll"][index] == pytest.approx(losses[rows].mean())
 
 
@@ -216,3 +218,41 @@ def test_intervals_cover_the_truth(groups: int, size: int, right: float) -> None
     # Wide enough is easy: the widths must also stay near what the spread between sets asks for.
     spread = np.std([np.mean(np.equal(*simulated(random, groups, size, right))) for _ in range(sets)])
     assert width < 2 * 2 * Z * spread
+
+
+def rankable(random: np.random.Generator, groups: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and scores of `groups` patients with a rare class; patients differ in mix and in how well they show it."""
+    rare = random.beta(2, 8, size=(groups, 1)) if size > 1 else np.full((groups, 1), 0.2)
+    labels = (random.random((groups, size)) < rare).astype(int).ravel()
+    shift = np.repeat(random.normal(size=groups) * (0.5 if size > 1 else 0.0), size)
+    score = labels * 1.5 + shift + random.normal(size=groups * size)
+    return labels, np.stack([-score, score], axis=1)
+
+
+def ranking_coverage(groups: int, size: int, sets: int) -> dict[str, float]:
+    """In what share of drawn sets the intervals of both rankings hold the truth."""
+    random = np.random.default_rng(11)
+    labels, scores = rankable(random, 200_000 // size, size)
+    truth = metrics.rankings(scores, labels)
+    held = dict.fromkeys(truth, 0.0)
+    cluster = np.repeat(np.arange(groups), size)
+    for _ in range(sets):
+        labels, scores = rankable(random, groups, size)
+        draws = bootstrap([estimates.ranking_statistic(labels, scores, cluster, 300)], cluster, 0)
+        found = estimates.ranking(labels, scores, cluster, draws, 0.95)
+        for name, values in truth.items():
+            interval = found.per_class[name][1][1]
+            held[name] += (interval.low <= values[1] <= interval.high) / sets
+    return held
+
+
+def test_intervals_of_rankings_cover_the_truth() -> None:
+    held = ranking_coverage(30, 10, sets=120)
+    assert min(held.values()) >= 0.89, held
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("groups", "size"), [(200, 1), (1000, 1), (15, 30), (60, 10)])
+def test_intervals_of_rankings_cover_the_truth_at_length(groups: int, size: int) -> None:
+    held = ranking_coverage(groups, size, sets=800)
+    assert min(held.values()) >= 0.92, held

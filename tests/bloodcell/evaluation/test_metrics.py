@@ -48,6 +48,13 @@ def test_decisions_agree_with_scikit_learn(seed: int) -> None:
     if len(np.unique(labels)) == 1:
         assert np.isnan(ours.pop("mcc"))
         theirs.pop("mcc")
+    present = np.unique(labels)
+    each = {
+        label: reference.recall_score(labels != label, predicted != label, zero_division=np.nan)
+        for label in range(classes)
+    }
+    theirs["macro_specificity"] = np.nanmean(list(each.values()))
+    theirs["weighted_specificity"] = sum((labels == label).mean() * each[label] for label in present)
     assert ours == pytest.approx(theirs, abs=TOLERANCE, nan_ok=True)
 
 
@@ -108,7 +115,7 @@ def test_two_classes_and_perfect_reversed_and_constant_scores() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_weighted_auroc_agrees_with_scikit_learn(seed: int) -> None:
+def test_weighted_rankings_agree_with_scikit_learn(seed: int) -> None:
     random = np.random.default_rng(seed)
     positive = np.r_[True, False, random.random(60) < 0.3]
     scores = np.round(random.normal(size=62) + positive, 1)
@@ -118,11 +125,13 @@ def test_weighted_auroc_agrees_with_scikit_learn(seed: int) -> None:
     summed = np.bincount(columns, weights=weights, minlength=metrics.column_count(columns))
     expected = reference.roc_auc_score(positive, scores, sample_weight=weights)
     assert metrics.auroc_of_columns(summed[:, None])[0] == pytest.approx(expected, abs=TOLERANCE)
+    expected = reference.average_precision_score(positive, scores, sample_weight=weights)
+    assert metrics.precision_of_columns(summed[:, None])[0] == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_separated_scores_need_few_runs() -> None:
+def test_runs_are_as_many_as_scores_of_positives() -> None:
     scores = np.r_[np.linspace(0, 1, 500), np.linspace(2, 3, 100)]
-    assert metrics.column_count(metrics.ranking_columns(scores, np.arange(600) >= 500)) == 4
+    assert metrics.column_count(metrics.ranking_columns(scores, np.arange(600) >= 500)) == 2 * 101
 
 
 def test_a_batch_of_matrices_gives_what_each_gives() -> None:

@@ -106,13 +106,11 @@ def test_a_higher_level_gives_wider_intervals() -> None:
         assert wide[name]["high"] > narrow[name]["high"] or narrow[name]["high"] == 1
 
 
-def test_very_large_splits_take_fewer_resamples_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(result, "WORK", 120 * 1000)
-    interval = evaluate_predictions(predictions())["interval"]
-    assert (interval["resamples"], interval["resamples_auroc"]) == (1000, 250)
-    monkeypatch.setattr(result, "WORK", 0)
-    assert evaluate_predictions(predictions())["interval"]["resamples"] == 200
-    assert evaluate_predictions(predictions(), resamples=50)["interval"]["resamples"] == 50
+def test_the_interval_says_how_it_was_drawn() -> None:
+    interval = evaluate_predictions(predictions(), resamples=50)["interval"]
+    assert (interval["resamples"], interval["resamples_auroc"], interval["blocks"]) == (50, 50, None)
+    large = evaluate_predictions(predictions(rows=21_000, group_size=1), resamples=50)["interval"]
+    assert large["blocks"] == 4096
 
 
 def test_the_method_says_whether_groups_were_resampled() -> None:

@@ -83,7 +83,7 @@ def test_bf16_autocast(name: str) -> None:
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", [*zoo.REGISTRY, "timm:mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_smallest_size_and_an_odd_one_work(name: str) -> None:
     smallest = zoo.spec(name).minimum or 32
     model = zoo.build(name, classes=4).train()
@@ -149,11 +149,20 @@ def test_dropout_reaches_the_classifier() -> None:
 def test_what_is_known_of_models_of_the_libraries() -> None:
     registered = zoo.spec("mobilenet_v2")
     assert (registered.size, registered.mean) == (224, zoo.IMAGENET_MEAN)
-    assert zoo.spec("MobileNetV2") is registered
+    for spelling in ("MobileNetV2", "mobilenetv2", "mobilenet-v2", "MOBILENET_V2"):
+        assert zoo.spec(spelling) is registered
+    for spelling, name in (
+        *(("ResNet50V2", "resnet50v2"), ("resnetv2_50", "resnet50v2"), ("EfficientNetV2S", "efficientnet_v2_s")),
+        *(("NASNetMobile", "nasnet_mobile"), ("MobileNetV3", "mobilenet_v3_large"), ("Xception", "xception")),
+        *(("VGG19", "vgg19"), ("DenseNet201", "densenet201"), ("DinoBloom-S", "dinobloom_s"), ("AlexNet", "alexnet")),
+    ):
+        assert zoo.spec(spelling).name == name
     assert zoo.spec("torchvision:inception_v3").size == 299
     assert zoo.spec("torchvision:efficientnet_v2_l").mean == (0.5, 0.5, 0.5)
     assert zoo.spec("timm:vit_small_patch16_224").std == (0.5, 0.5, 0.5)
-    assert "apache-2.0" in zoo.spec("timm:mobilenetv3_small_050").weights
+    public = zoo.spec("timm:mobilenetv3_small_050").weights
+    assert public is not None
+    assert public.licence == "apache-2.0"
 
 
 def test_models_that_return_tuples_by_default_do_not() -> None:
@@ -196,14 +205,16 @@ def test_entry_points_of_other_packages(own_module: str, tmp_path: Path, monkeyp
     ("name", "told"),
     [
         ("mobilnet_v2", "mobilenet_v2"),
-        ("resnet18", "torchvision:resnet18"),
+        ("resnet34", "torchvision:resnet34"),
+        ("DenseNet210", "densenet201"),
+        ("vit-small-14", "vit_small"),
         ("torchvision:resnet19", "torchvision:resnet18"),
         ("timm:mobilenetv3_smal_050", "timm:mobilenetv3_small_050"),
         ("timm:mobilenetv3_small_050.nonsense", "invalid pretrained tag"),
         ("timm:hf-hub:timm/resnet18", "no such model"),
         ("torchvision:zz", "registered are"),
-        ("nothing_like_it", "cnn5, mobilenet_v2"),
-        ("", "cnn5, mobilenet_v2"),
+        ("nothing_like_it", "alexnet, cnn5"),
+        ("", "alexnet, cnn5"),
         ("no_such_module:function", "no_such_module"),
         ("../module:function", "expected NAME"),
         ("os:getcwd", "cannot be built"),
@@ -236,6 +247,20 @@ def test_numbers_out_of_range(own_module: str) -> None:
 def test_sizes_that_a_model_cannot_take(name: str, size: int) -> None:
     with pytest.raises(BadInput, match=f"{size} px"):
         zoo.check_size(name, size)
+
+
+def test_the_smallest_size_is_told() -> None:
+    for name, size, told in (
+        ("cnn5", 31, "it takes 32 px or more"),
+        ("vit_s", 27, "it takes 28 px or more"),
+        ("vit_s", 100, "a multiple of 14, such as 98 or 112"),
+        ("vit_s", 29, "a multiple of 14, such as 28 or 42"),
+        ("torchvision:alexnet", 20, "the smallest it takes is 63 px"),
+        ("timm:deit_tiny_patch16_224", 128, "the smallest it takes is 224 px"),
+        ("timm:deit_tiny_patch16_224", 256, "its own size is 224 px"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            zoo.check_size(name, size)
 
 
 def test_sizes_that_a_model_can_take_cost_no_random_numbers() -> None:

@@ -1,4 +1,4 @@
-"""The one config tree: frozen dataclasses, filled from a recipe (TOML), then flags; resolved once, stored as JSON."""
+"""Values of the config tree: filled from a recipe (TOML), then flags; compared, named, stored as JSON."""
 
 from __future__ import annotations
 
@@ -7,114 +7,20 @@ import hashlib
 import tomllib
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 
+from bloodcell.config.tree import Config
 from shards.errors import BadInput, nearest
 
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-
-
-def about(text: str, default: Any, runtime: bool = False) -> Any:
-    """Declare a field: its help text, its default, and whether it may differ when a run is resumed."""
-    return field(default=default, metadata={"help": text, "runtime": runtime})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Which network, and where its weights start."""
-
-    name: str = about("zoo name, timm:NAME, torchvision:NAME or module:function", "mobilenet_v2")
-    weights: str = about("file of weights to start from (safetensors, or a state dict); none is from scratch", "none")
-    dropout: Fraction | None = about("dropout before the head; unset keeps the model's own", None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What the network is shown."""
-
-    set: str = about("folder of the shard set", "")
-    fold: int = about("which fold of a cross-validation set; -1 where there are none", -1)
-    size: Annotated[int, Meta(ge=8, le=4096)] = about("height and width of the network's input, pixels", 224)
-    policy: str = about("augmentation: none, light, rotate, a .toml file or module:function", "light")
-    micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
-    threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
-    check: bool = about("compare the checksum of every image read with the index", True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """How the weights move."""
-
-    name: Literal["adamw", "sgd"] = about("optimizer", "adamw")
-    lr: Annotated[float, Meta(gt=0)] = about("peak learning rate", 1e-3)
-    weight_decay: Annotated[float, Meta(ge=0)] = about("decoupled (adamw) or L2 (sgd); not on biases and norms", 0.05)
-    momentum: Fraction = about("momentum of sgd; first beta of adamw", 0.9)
-    warmup: Fraction = about("share of all steps in which the learning rate rises linearly", 0.1)
-    schedule: Literal["cosine", "constant"] = about("course of the learning rate after the warm-up", "cosine")
-    label_smoothing: Fraction = about("probability spread evenly over the classes in the target", 0.0)
-    clip: Annotated[float, Meta(ge=0)] = about("largest gradient norm; 0 is off", 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, and what counts."""
-
-    epochs: Annotated[int, Meta(ge=1)] = about("passes over the training split (longer is allowed on resume)", 10)
-    micro_batches: Annotated[int, Meta(ge=1)] = about("micro-batches in a global batch (K); ranks must divide it", 2)
-    seed: Annotated[int, Meta(ge=0)] = about("of sample order, augmentation, initial weights and dropout", 0)
-    monitor: Literal["val/accuracy", "val/macro_f1", "val/loss"] = about("metric that chooses the best", "val/macro_f1")
-    patience: Annotated[int, Meta(ge=0)] = about("stop after so many epochs without a better one; 0 is off", 0)
-    evaluate_every: Annotated[int, Meta(ge=1)] = about("epochs between validations", 1)
-    save_every: Annotated[int, Meta(ge=0)] = about("steps between checkpoints; 0 is once an epoch", 0)
-    keep: Annotated[int, Meta(ge=1)] = about("newest checkpoints to keep, beside the best", 2, runtime=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineConfig:
-    """How the machine is used."""
-
-    strategy: Literal["ddp"] = about("how ranks share the work", "ddp")
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = about(
-        "autocast; auto is bf16 on a GPU and fp32 on CPU", "auto"
-    )
-    device: Literal["auto", "cpu", "cuda"] = about("where to compute; auto takes the GPU if there is one", "auto")
-    channels_last: bool = about("memory layout of images and convolutions", True)
-    threads: Annotated[int, Meta(ge=0)] = about("torch threads of each rank; 0 is auto", 0)
-    timeout: Annotated[float, Meta(gt=0)] = about("seconds after which a collective gives up", 600.0, runtime=True)
-    deterministic: bool = about("refuse operations without a deterministic form", False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrackingConfig:
-    """Where the numbers go, beside metrics.jsonl."""
-
-    wandb: Literal["auto", "online", "offline", "off"] = about("Weights & Biases mode", "auto", runtime=True)
-    project: str = about("W&B project", "bloodcell", runtime=True)
-    entity: str | None = about("W&B team or user; unset is the key's own", None, runtime=True)
-    group: str | None = about("W&B group, such as one cross-validation", None, runtime=True)
-    job_type: str | None = about("W&B job type", None, runtime=True)
-    tensorboard: bool = about("also write TensorBoard events", False, runtime=True)
-    log_every: Annotated[int, Meta(ge=1)] = about("steps between records", 10, runtime=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything that decides a run. One tree, resolved once, stored in RUN/config.json."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-
 Flat = dict[str, Any]
+SWEEP = "sweep"
+"""The table of a recipe that says what `bloodcell sweep` tries; every other table is part of the config."""
+
+MOVED = {"optim.label_smoothing": "loss.label_smoothing"}
+"""Keys of older run folders and recipes, and where they are now."""
 
 
 def fields() -> dict[str, dataclasses.Field[Any]]:
@@ -138,6 +44,7 @@ def decode(value: dict[str, Any], where: object = "config") -> Config:
         BadInput: an unknown section or key (the nearest is named), or a value of the wrong type or range.
     """
     types = _section_types()
+    value = _moved(value)
     for section, content in value.items():
         if section not in types:
             raise BadInput(f"unknown section [{section}]", where, nearest(section, list(types)) or "see --help")
@@ -155,15 +62,34 @@ def decode(value: dict[str, Any], where: object = "config") -> Config:
     return Config(**sections)
 
 
+def _moved(value: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values with the keys of older versions under their names of today; what is there stays."""
+    moved = {section: dict(content) if isinstance(content, dict) else content for section, content in value.items()}
+    for old, new in MOVED.items():
+        section, key = old.split(".")
+        if isinstance(moved.get(section), dict) and key in moved[section]:
+            target, name = new.split(".")
+            moved.setdefault(target, {}).setdefault(name, moved[section].pop(key))
+    return moved
+
+
 def read_recipe(path: Path) -> Config:
-    """Read a recipe file; raises BadInput for a missing file, a TOML error, or what decode() raises."""
+    """Read a recipe file; its table of a search, if there is one, is left to who searches.
+
+    Raises:
+        BadInput: a missing file, a TOML error, or what decode() raises.
+    """
+    return decode({name: table for name, table in read_toml(path).items() if name != SWEEP}, path)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the tables of a recipe file; raises BadInput if it is missing or no TOML."""
     try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"the recipe cannot be read: {error}", path, "give a recipe file or the name of one") from error
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"the recipe is not TOML: {error}", path, "mend the line it names") from error
-    return decode(value, path)
 
 
 def parse_flags(arguments: Sequence[str]) -> Flat:
@@ -242,11 +168,18 @@ def _hint(key: str) -> Any:
     return _HINTS[key]
 
 
+def _number_or_text(hint: Any) -> bool:
+    kinds = {getattr(kind, "__origin__", kind) for kind in typing.get_args(hint)}
+    return {int, str} <= kinds
+
+
 def _convert(key: str, value: Any, where: object, lenient: bool = False) -> Any:
     """Check and convert one value; leniently, '128' is a number where one is due and 'none' is no value."""
     hint = _hint(key)
     if lenient and value == "none" and type(None) in typing.get_args(hint):
         value = None
+    if lenient and str(value).isdecimal() and _number_or_text(hint):
+        value = int(value)
     try:
         return msgspec.convert(value, hint, strict=not lenient)
     except msgspec.ValidationError as error:

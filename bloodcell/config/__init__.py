@@ -1,0 +1,53 @@
+"""Everything that decides a run: the tree of fields, and their values from a recipe, from flags, from a run folder."""
+
+from bloodcell.config.tree import (
+    Config,
+    DataConfig,
+    EngineConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrackingConfig,
+    TrainConfig,
+    about,
+)
+from bloodcell.config.values import (
+    MOVED,
+    SWEEP,
+    Flat,
+    decode,
+    difference,
+    encode,
+    fields,
+    identity,
+    leaves,
+    override,
+    parse_flags,
+    read_recipe,
+    read_toml,
+)
+
+__all__ = [
+    "MOVED",
+    "SWEEP",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "Flat",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "about",
+    "decode",
+    "difference",
+    "encode",
+    "fields",
+    "identity",
+    "leaves",
+    "override",
+    "parse_flags",
+    "read_recipe",
+    "read_toml",
+]

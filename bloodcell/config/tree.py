@@ -1,0 +1,169 @@
+"""The one config tree: frozen dataclasses, every field with its help, its default and its limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+def about(text: str, default: Any, runtime: bool = False) -> Any:
+    """Declare a field: its help text, its default, and whether it may differ when a run is resumed."""
+    return field(default=default, metadata={"help": text, "runtime": runtime})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which network, and where its weights start."""
+
+    name: str = about("zoo name, timm:NAME, torchvision:NAME or module:function", "mobilenet_v2")
+    weights: str = about(
+        "where weights start: a file (safetensors, or a state dict), pretrained (public ones: from the folders that "
+        "BLOODCELL_WEIGHTS names, the caches, or the network) or none: from scratch",
+        "none",
+    )
+    head: Literal["linear", "head512", "head3x512"] = about(
+        "from features to classes: one layer, or one or three dense layers of 512 before it", "linear"
+    )
+    dropout: Fraction | None = about(
+        "dropout before the linear head, or behind each dense layer; unset is the model's own, or none", None
+    )
+    freeze: Annotated[int, Meta(ge=0)] | str = about(
+        "what keeps its weights: none, backbone (all but the head), or how many of the first blocks", "none"
+    )
+    unfreeze_after: Annotated[int, Meta(ge=0)] = about(
+        "epochs after which the upper quarter of the frozen blocks is trained too, then the next; 0 is never", 0
+    )
+    freeze_norm: Literal["frozen", "always", "never"] = about(
+        "which BatchNorm layers before the head use and keep their stored statistics: those of frozen blocks, all, "
+        "or none",
+        "frozen",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the network is shown."""
+
+    set: str = about("folder of the shard set", "")
+    fold: int = about("which fold of a cross-validation set; -1 where there are none", -1)
+    size: Annotated[int, Meta(ge=8, le=4096)] = about("height and width of the network's input, pixels", 224)
+    policy: str = about("augmentation: one that `bloodcell policies` lists, a .toml file or module:function", "light")
+    sampling: Annotated[int, Meta(ge=1)] | str = about(
+        "what an epoch deals: natural, balanced, a number of samples for each class, or weights: ALL=1,HEM=2", "natural"
+    )
+    micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
+    threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
+    check: bool = about("compare the checksum of every image read with the index", True)
+    mixup: Annotated[float, Meta(ge=0)] = about("alpha of mixup's Beta distribution; 0 is off", 0.0)
+    cutmix: Annotated[float, Meta(ge=0)] = about("alpha of CutMix's; with mixup too, each image draws one of both", 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights move."""
+
+    name: str = about("adamw, adam, sgd, rmsprop, or timm:NAME for one of timm's", "adamw")
+    lr: Annotated[float, Meta(gt=0)] = about("peak learning rate", 1e-3)
+    weight_decay: Annotated[float, Meta(ge=0)] = about(
+        "decoupled (adamw) or L2 (adam, sgd, rmsprop); not on biases and norms", 0.05
+    )
+    l1: Annotated[float, Meta(ge=0)] = about("L1 penalty on what weight decay acts on", 0.0)
+    momentum: Fraction = about("momentum of sgd and rmsprop; first beta of adam and adamw", 0.9)
+    layer_decay: Annotated[float, Meta(gt=0, le=1)] = about(
+        "factor of the learning rate from each layer to the one before it; 1 is off", 1.0
+    )
+    warmup: Fraction = about("share of all steps in which the learning rate rises", 0.1)
+    schedule: Literal["cosine", "constant", "step", "onecycle", "plateau"] = about(
+        "course of the learning rate after the warm-up", "cosine"
+    )
+    fall: Annotated[float, Meta(gt=0, lt=1)] = about("factor at each fall of the schedules step and plateau", 0.1)
+    fall_after: Annotated[int, Meta(ge=1)] = about(
+        "epochs between falls (step); validations without a better one before a fall (plateau)", 10
+    )
+    clip: Annotated[float, Meta(ge=0)] = about("largest gradient norm; 0 is off", 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised."""
+
+    name: Literal["cross_entropy", "focal"] = about("loss of logits and labels", "cross_entropy")
+    gamma: Annotated[float, Meta(ge=0)] = about("focusing of the focal loss: how little easy samples count", 2.0)
+    label_smoothing: Fraction = about("probability spread evenly over the classes in the target", 0.0)
+    class_weights: str = about(
+        "none, balanced (inverse to a class's samples), or a weight for every class: ALL=1,HEM=2.4", "none"
+    )
+    logit_adjustment: Annotated[float, Meta(ge=0)] = about(
+        "tau: how much of the log of each class's share is added to the logits in training; 0 is off", 0.0
+    )
+    jsd: Annotated[float, Meta(ge=0)] = about(
+        "weight of the Jensen-Shannon divergence between three views of each image, one without and two with what the "
+        "policy chooses (AugMix: 12); 0 is off and shows one view",
+        0.0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, and what counts."""
+
+    epochs: Annotated[int, Meta(ge=1)] = about("passes over the training split (longer is allowed on resume)", 10)
+    micro_batches: Annotated[int, Meta(ge=1)] = about("micro-batches in a global batch (K); ranks must divide it", 2)
+    seed: Annotated[int, Meta(ge=0)] = about("of sample order, augmentation, initial weights and dropout", 0)
+    monitor: Literal["val/accuracy", "val/macro_recall", "val/macro_f1", "val/loss"] = about(
+        "metric that chooses the best", "val/macro_f1"
+    )
+    average: Literal["none", "ema", "swa"] = about(
+        "weights that are validated and kept: the trained ones, or their exponential or equal-weight average", "none"
+    )
+    ema_decay: Annotated[float, Meta(gt=0, lt=1)] = about("weight of the past in the exponential average", 0.999)
+    swa_from: Fraction = about("share of all steps after which the equal-weight average begins", 0.75)
+    patience: Annotated[int, Meta(ge=0)] = about("stop after so many epochs without a better one; 0 is off", 0)
+    evaluate_every: Annotated[int, Meta(ge=1)] = about("epochs between validations", 1)
+    save_every: Annotated[int, Meta(ge=0)] = about("steps between checkpoints; 0 is once an epoch", 0)
+    keep: Annotated[int, Meta(ge=1)] = about("newest checkpoints to keep, beside the best", 2, runtime=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the machine is used."""
+
+    strategy: Literal["ddp"] = about("how ranks share the work", "ddp")
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = about(
+        "autocast; auto is bf16 on a GPU and fp32 on CPU", "auto"
+    )
+    device: Literal["auto", "cpu", "cuda"] = about("where to compute; auto takes the GPU if there is one", "auto")
+    channels_last: bool = about("memory layout of images and convolutions", True)
+    threads: Annotated[int, Meta(ge=0)] = about("torch threads of each rank; 0 is auto", 0)
+    timeout: Annotated[float, Meta(gt=0)] = about("seconds after which a collective gives up", 600.0, runtime=True)
+    deterministic: bool = about("refuse operations without a deterministic form", False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where the numbers go, beside metrics.jsonl."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = about("Weights & Biases mode", "auto", runtime=True)
+    project: str = about("W&B project", "bloodcell", runtime=True)
+    entity: str | None = about("W&B team or user; unset is the key's own", None, runtime=True)
+    group: str | None = about("W&B group, such as one cross-validation", None, runtime=True)
+    job_type: str | None = about("W&B job type", None, runtime=True)
+    tensorboard: bool = about("also write TensorBoard events", False, runtime=True)
+    log_every: Annotated[int, Meta(ge=1)] = about("steps between records", 10, runtime=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a run. One tree, resolved once, stored in RUN/config.json."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

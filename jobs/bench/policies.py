@@ -1,0 +1,75 @@
+"""`bloodcell bench data --policy ...`: images a second of our loader under augmentation policies, interleaved."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.bench.result import Result, interleaved, measured
+from shards.errors import BadInput
+
+if TYPE_CHECKING:
+    from bloodcell.data.policies import Policy
+    from bloodcell.data.shardset import ShardSet
+
+BATCH = 64
+
+
+def run(folder: Path, names: Sequence[str], size: int, images: int, threads: int, repeats: int) -> Result:
+    """Time the loader on the CPU over `images` training images a repeat under each policy.
+
+    Both figures count from the first batch on: building a pipeline takes seconds where a policy chooses operations.
+
+    Raises:
+        BadInput: the set cannot be opened, no such policy, or a number is too small.
+    """
+    from bloodcell.data.policies import find_policy
+    from bloodcell.data.shardset import ShardSet
+
+    if min(size, threads, repeats) < 1 or images < 8 * BATCH:
+        raise BadInput("a number is too small", "bench data", f"give at least {8 * BATCH} images")
+    shards = ShardSet.open(folder)
+    wall: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
+    cases: dict[str, Callable[[], float]] = {
+        name: partial(_time, shards, find_policy(name), size, images, threads, wall[name], cpu[name]) for name in names
+    }
+    interleaved(cases, repeats)
+    rows = []
+    for title, unit, figures in (("wall", "images/s", wall), ("cpu", "images/CPU-s", cpu)):
+        for name in names:
+            rows.append(measured(f"{name}, {title}", figures[name], unit, f"{names[0]}, {title}", figures[names[0]]))
+    flags = f"--size {size} --images {images} --workers {threads} --repeats {repeats}"
+    return Result(f"bloodcell bench data {folder} --policy {' '.join(names)} {flags}", rows)
+
+
+def _time(
+    shards: ShardSet, policy: Policy, size: int, images: int, threads: int, wall: list[float], cpu: list[float]
+) -> float:
+    import torch
+
+    from bloodcell.data.loader import Loader, training_requests
+    from bloodcell.data.order import BatchOrder, NaturalPlan
+    from bloodcell.data.pipeline import View
+
+    name = next(split for split in shards.info.splits if split.endswith("train"))
+    order = BatchOrder(NaturalPlan(shards.ranges(name)), 0, BATCH, 1)
+    view = View(size, (0.5,) * 3, (0.25,) * 3, policy, 0)
+    requests = training_requests(order, 1, 0, 0, images // BATCH)
+    with Loader(shards, requests, view, BATCH, threads, torch.device("cpu")) as loader:
+        batches = iter(loader)
+        next(batches)
+        begin, used = time.perf_counter(), _cpu_seconds()
+        count = sum(len(batch.images) for batch in batches)
+        wall.append(count / (time.perf_counter() - begin))
+        cpu.append(count / (_cpu_seconds() - used))
+    return wall[-1]
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

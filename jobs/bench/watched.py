@@ -1,0 +1,87 @@
+"""Run a `bloodcell` verb in processes of its own and measure them: seconds, processor time and peak memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from jobs.launch import bloodcell
+from shards.errors import Fault
+
+_LOOK = 0.05  # seconds between two looks at the processes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took: seconds on the clock and of all its processes' CPUs, and its own peak memory in bytes."""
+
+    wall: float
+    cpu: float
+    peak: int
+
+
+def watched(*arguments: str, cores: int = 0) -> Cost:
+    """Run the verb to its end, on so many of this process's cores (0: all; where the system can keep it to some).
+
+    Worker processes belong to a server process that nobody waits for, so their processor time is read while they live,
+    and so is the command's peak memory (what the system hands down afterwards counts that of its parent): what happens
+    within the last 50 ms is missed. The processor time of the command itself is exact.
+
+    Raises:
+        Fault: it failed; with the last line that it wrote.
+    """
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    with tempfile.TemporaryFile("w+") as said:
+        begin = time.perf_counter()
+        process = subprocess.Popen(bloodcell(*arguments), stdout=said, stderr=subprocess.STDOUT, env=environment)
+        if cores and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:cores])
+        look = _Look(process.pid)
+        look.start()
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - begin
+        process.returncode = os.waitstatus_to_exitcode(status)
+        look.over.set()
+        look.join()
+        if process.returncode:
+            said.seek(0)
+            lines = said.read().strip().splitlines()
+            raise Fault(f"`bloodcell {arguments[0]}` failed: {lines[-1] if lines else process.returncode}")
+    return Cost(wall, used.ru_utime + used.ru_stime + sum(look.below.values()), look.peak)
+
+
+class _Look(threading.Thread):
+    """Reads again and again the peak memory of a process, and the processor time of every process below it."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.root = psutil.Process(pid)
+        self.over = threading.Event()
+        self.below: dict[int, float] = {}
+        self.peak = 0
+
+    def run(self) -> None:
+        while not self.over.wait(_LOOK):
+            with contextlib.suppress(psutil.Error, OSError):
+                self.peak = max(self.peak, _most_memory(self.root))
+                for child in self.root.children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        times = child.cpu_times()
+                        self.below[child.pid] = times.user + times.system
+
+
+def _most_memory(process: psutil.Process) -> int:
+    """Return the most bytes that the process has held in memory, or where the system does not say, those it holds."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return int(process.memory_info().rss)
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)

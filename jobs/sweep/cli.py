@@ -1,0 +1,239 @@
+"""`bloodcell sweep`: search for good settings of a recipe, as processes of this machine, resumable at any moment."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bloodcell.config import Config, decode, encode, leaves, override, parse_flags
+from jobs.sweep.settings import METHODS, OBJECTIVES, Settings, read_settings
+from jobs.train import find_recipe, recipe_file
+from shards.console import say
+from shards.errors import BadInput, CheckFailed
+
+TAKES_CONFIG = True
+SCHEMA = "bloodcell/sweep/1"
+EPILOG = """\
+The recipe says in its table [sweep] what is searched (its other tables are what all trials share; --SECTION.KEY VALUE
+changes them, as for train):
+
+  [sweep]
+  objective = "val/macro_recall"     a validation metric: nothing is ever chosen on the test split
+  method = "random"                  random; hyperband and asha, which pause most trials early; tpe (needs Optuna)
+  trials = 10
+  epochs = 15                        of a trial that is not paused; min_epochs (1) before the first pause, eta (3)
+  seed = 0
+  [sweep.space]
+  "optim.lr" = { low = 1e-4, high = 1.0, log = true }
+  "model.name" = { choices = ["cnn5", "alexnet"] }
+
+A trial is `train` with the whole plan of `epochs`; at a pause it has saved and stopped (RUN/stop), and when promoted it
+goes on as if it had never paused: the learning rate does not depend on the pauses, and the winner is what `train` makes
+of best.toml. Killed and started again, the same command goes on; more --trials may be asked for later.
+
+DIR holds trials/0007 (a run folder), .toml, .log; journal.jsonl (what was done), sweep.json, best.toml, report.html.
+
+--json: {out, objective, method, trials, finished, paused, failed, best: {trial, value, values, run}, recipe, report}"""
+
+
+def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of sweep."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a .toml file or the name of one, with a table [sweep]")
+    parser.add_argument("--data", type=Path, metavar="SET", help="shard set")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where everything goes")
+    parser.add_argument("--trials", type=int, metavar="N", help="how many settings are tried (sweep.trials)")
+    parser.add_argument("--method", metavar="METHOD", help=f"{', '.join(METHODS)} (sweep.method)")
+    parser.add_argument("--objective", metavar="METRIC", help=f"{', '.join(OBJECTIVES)} (sweep.objective)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of a trial that is not paused (sweep.epochs)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the draws (sweep.seed)")
+    parser.add_argument("--workers", type=int, default=1, metavar="W", help="trials at once, sharing cores or GPUs (1)")
+    parser.epilog = EPILOG
+
+
+def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Search; return the result and the lines for people."""
+    from jobs.sweep.runner import alone
+
+    base, settings = _asked(parsed)
+    data, fingerprint = _set(parsed, base)
+    if parsed.workers < 1:
+        raise BadInput(f"--workers {parsed.workers} will not do", "command line", "give 1 or more")
+    _make(parsed.out)
+    with alone(parsed.out):
+        base = override(base, {"data.set": ""})
+        threads = _settle(parsed, base, settings, fingerprint)
+        return _search(parsed, base, settings, data, threads)
+
+
+def _asked(parsed: argparse.Namespace) -> tuple[Config, Settings]:
+    """Return what the recipe and the command line ask for."""
+    from jobs.sweep.draws import check_installed
+
+    config, _ = find_recipe(parsed.recipe)
+    file = recipe_file(parsed.recipe)
+    settings = read_settings(file)
+    if settings is None:
+        raise BadInput("the recipe has no table [sweep]", file, "`bloodcell sweep --help` shows one")
+    names = ("trials", "method", "objective", "epochs", "seed")
+    settings = settings.changed("command line", **{name: getattr(parsed, name) for name in names})
+    check_installed(settings)
+    flags = parse_flags(parsed.flags)
+    for key in flags:
+        if key in {d.key for d in settings.space}:
+            raise BadInput(f"--{key} is searched", "command line", "leave it out, or take it out of [sweep.space]")
+        if key in ("train.epochs", "train.monitor"):
+            name = {"train.epochs": "--epochs", "train.monitor": "--objective"}[key]
+            raise BadInput(f"--{key} is set by the sweep", "command line", f"give {name}")
+    fixed = {"train.epochs": settings.epochs, "train.monitor": settings.objective}
+    return override(config, {**flags, **fixed}), settings
+
+
+def _set(parsed: argparse.Namespace, base: Config) -> tuple[Path, str]:
+    from shards.format import read_dataset
+
+    data = parsed.data or (Path(base.data.set) if base.data.set else None)
+    if data is None:
+        raise BadInput("no shard set is named", "command line", "add --data SET")
+    return data, read_dataset(data).fingerprint
+
+
+def _make(folder: Path) -> None:
+    from shards.atomic import disk_errors
+
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / n).exists() for n in ("sweep.json", ".lock")):
+        raise BadInput("something else lies where the sweep shall go", folder, "choose another --out")
+    try:
+        with disk_errors(folder):
+            (folder / "trials").mkdir(parents=True, exist_ok=True)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+        raise BadInput(f"nothing can be written: {error.strerror}", folder, "choose another --out") from error
+
+
+def _settle(parsed: argparse.Namespace, base: Config, settings: Settings, fingerprint: str) -> int:
+    """Write sweep.json; return the threads of a trial, as an earlier start of the sweep had them.
+
+    Raises:
+        BadInput: DIR belongs to another sweep; the difference is in the message.
+    """
+    from shards.atomic import write_json
+    from shards.parallel import available_cores
+
+    file = parsed.out / "sweep.json"
+    wanted = {"schema": SCHEMA, "fingerprint": fingerprint, "sweep": settings.plain(), "base": encode(base)}
+    threads = max(1, available_cores() // parsed.workers)
+    if file.exists():
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            threads = int(stored.pop("threads"))
+            _check_same(stored, wanted, settings, parsed.out)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise BadInput(f"sweep.json cannot be read: {error}", file, "restore it or choose another --out") from error
+    write_json(file, {**wanted, "threads": threads})
+    return threads
+
+
+def _check_same(stored: dict[str, Any], wanted: dict[str, Any], settings: Settings, folder: Path) -> None:
+    if stored["fingerprint"] != wanted["fingerprint"]:
+        raise BadInput("the sweep was started on another set", folder, "choose another --out or that set")
+    there, here = dict(_flat(stored["sweep"])), dict(_flat(wanted["sweep"]))
+    grows = settings.method != "hyperband" and here["sweep.trials"] >= there["sweep.trials"]
+    old, new = (dict(leaves(decode(value["base"], folder))) for value in (stored, wanted))
+    changed = {
+        key: (a.get(key), b.get(key))
+        for a, b in ((there, here), (old, new))
+        for key in {**a, **b}
+        if a.get(key) != b.get(key) and not (key == "sweep.trials" and grows)
+    }
+    if changed:
+        said = "; ".join(f"{key}: {a!r} there, {b!r} here" for key, (a, b) in changed.items())
+        raise BadInput(f"another sweep was started here ({said})", folder, "choose another --out, or drop the change")
+
+
+def _flat(sweep: dict[str, Any]) -> list[tuple[str, Any]]:
+    space = [(f"sweep.space {key}", value) for key, value in sweep["space"].items()]
+    return [(f"sweep.{key}", value) for key, value in sweep.items() if key != "space"] + space
+
+
+def _search(
+    parsed: argparse.Namespace, base: Config, settings: Settings, data: Path, threads: int
+) -> tuple[dict[str, Any], list[str]]:
+    from jobs.sweep.runner import Runner
+    from jobs.sweep.show import Board
+    from jobs.sweep.trials import Journal
+
+    journal = Journal(parsed.out)
+    if journal.trials:
+        over = sum(trial.over for trial in journal.trials)
+        say(f"going on with {parsed.out}: {len(journal.trials)} trials so far, {over} of them over")
+    flags = [] if base.engine.threads else ["--engine.threads", str(threads)]
+    flags += [] if base.tracking.group else ["--tracking.group", parsed.out.name]
+    devices = _devices(base)
+    runner = Runner(parsed.out, data, base, settings, journal, parsed.workers, devices, flags, lambda _: None)
+    try:
+        with Board(settings, journal, runner.run_folder) as board:
+            runner.changed = board.update
+            runner.run()
+    finally:
+        journal.close()
+    return _finish(runner)
+
+
+def _devices(base: Config) -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    import os
+
+    if base.engine.device == "cpu":
+        return []
+    import torch
+
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(index) for index in range(torch.cuda.device_count())]
+
+
+def _finish(runner: Any) -> tuple[dict[str, Any], list[str]]:
+    from jobs.sweep.recipe import write_recipe
+    from jobs.sweep.report import write_report
+    from jobs.sweep.schedulers import winner
+
+    settings, trials, folder = runner.settings, runner.journal.trials, runner.folder
+    best = winner(trials)
+    if best is None:
+        reasons = [trial.failed for trial in trials if trial.failed]
+        raise CheckFailed("no trial came to its end", folder, f"the first one failed: {reasons[0]}" if reasons else "")
+    value = -best.score if settings.smaller_is_better else best.score
+    recipe = folder / "best.toml"
+    heading = [
+        f"The winner of a sweep ({settings.method}): trial {best.number} of {len(trials)}, {settings.objective} "
+        f"{value:.6g} at its best validation."
+    ]
+    write_recipe(recipe, runner.trial_config(best.number), heading)
+    page = write_report(folder / "report.html", settings, trials, runner.run_folder)
+    failed = sum(bool(trial.failed) for trial in trials)
+    finished = sum(trial.finished for trial in trials)
+    result = {
+        "out": str(folder),
+        "objective": settings.objective,
+        "method": settings.method,
+        "trials": len(trials),
+        "finished": finished,
+        "paused": len(trials) - finished - failed,
+        "failed": failed,
+        "best": {
+            "trial": best.number,
+            "value": value,
+            "values": best.values,
+            "run": str(runner.run_folder(best.number)),
+        },
+        "recipe": str(recipe),
+        "report": str(page),
+    }
+    lines = [
+        f"{len(trials)} trials: {finished} trained to the end, {result['paused']} paused early, {failed} failed",
+        f"best: trial {best.number}, {settings.objective} {value:.4f} "
+        f"({', '.join(f'{key} {v}' for key, v in best.values.items())})",
+        f"recipe: {recipe}",
+        f"report: {page}",
+    ]
+    return result, lines

@@ -1,0 +1,162 @@
+"""Write the files of a set: its shards, the tables of samples and rejected images, and dataset.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.clean import Cleaned
+from shards.console import progress, say, warn
+from shards.errors import EnvironmentFault
+from shards.examine import Reject
+from shards.format import (
+    REJECTED_COLUMNS,
+    DatasetInfo,
+    ShardInfo,
+    fingerprint,
+    write_dataset,
+    write_samples,
+)
+from shards.parallel import map_ordered
+from shards.tar import index_path
+from shards.ways import named_splits
+from shards.write import Sample, ShardPlan, Written, finished, sample_table, write_planned
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a set is made of.
+
+    Attributes:
+        samples: in the order in which they are packed.
+        classes: names by label.
+        parts: names of the parts.
+        cleaned: what was left out, and what was found.
+        split, audit, options, extra: what dataset.json says under these names.
+    """
+
+    samples: list[Sample]
+    classes: list[str]
+    parts: list[str]
+    cleaned: Cleaned
+    split: dict[str, Any]
+    audit: dict[str, Any]
+    options: dict[str, Any]
+    extra: dict[str, Any]
+
+
+def compose(folder: Path, plans: list[ShardPlan], contents: Contents, workers: int) -> DatasetInfo:
+    """Write everything but the report into `folder`, dataset.json last; return what it says.
+
+    Raises:
+        BadInput: a file changed or vanished since it was examined.
+        EnvironmentFault: the disk is full or fails.
+    """
+    shards, offsets = write_shards(plans, workers)
+    samples, classes = contents.samples, contents.classes
+    numbers = [number for number, plan in enumerate(plans) for _ in plan.samples]
+    write_samples(folder, sample_table(samples, classes, numbers, offsets))
+    with open(folder / "rejected.csv", "w", newline="", encoding="utf-8") as file:
+        file.write(rejected_text(contents.cleaned.rejected))
+    info = DatasetInfo(
+        classes=classes,
+        shards=shards,
+        splits=named_splits(contents.parts, shards),
+        samples=counts(samples, contents.parts, classes),
+        split=contents.split,
+        audit=contents.audit,
+        options=contents.options,
+        images_in=len(samples) + len(contents.cleaned.rejected),
+        rejected=len(contents.cleaned.rejected),
+        fingerprint=fingerprint(classes, [(s.part, s.label, s.image.sha256) for s in samples]),
+        extra={"duplicates": contents.cleaned.findings, **contents.extra},
+    )
+    write_dataset(folder, info)
+    return info
+
+
+def write_shards(plans: list[ShardPlan], workers: int, first: int = 0) -> tuple[list[ShardInfo], list[int]]:
+    """Write the shards that are not there yet; return what they are and where in them each image begins.
+
+    `first` is the id of the first sample.
+    """
+    done = [finished(plan) for plan in plans]
+    _clear(plans, done)
+    left = [plan for plan, there in zip(plans, done, strict=True) if there is None]
+    before = len(plans) - len(left)
+    if before:
+        say(f"{before:,} of {len(plans):,} shards were written before: taken up")
+    _check_space(left)
+    new = progress(map_ordered(write_planned, left, workers), "writing shards", len(plans), before)
+    written = [there or next(new) for there in done]
+    list(new)  # lets the progress bar say its last word
+    shards, offsets = [], []
+    for plan, (summary, places) in zip(plans, written, strict=True):
+        shards.append(ShardInfo(plan.path.name, plan.part, summary.samples, summary.bytes, summary.sha256, first))
+        first += summary.samples
+        offsets += places
+    return shards, offsets
+
+
+def _clear(plans: list[ShardPlan], done: list[Written | None]) -> None:
+    """Remove shards in the work's folder that another plan wrote, and what was not finished."""
+    if not plans or plans[0].work is None:
+        return
+    keep = {plan.path for plan, there in zip(plans, done, strict=True) if there}
+    keep |= {index_path(path) for path in keep}
+    for path in plans[0].work.parent.iterdir():
+        if path.is_file() and path not in keep:
+            path.unlink()
+
+
+def _check_space(plans: list[ShardPlan]) -> None:
+    size = sum(sample.image.size for plan in plans for sample in plan.samples)
+    free = shutil.disk_usage(plans[0].path.parent).free if plans else size
+    if free < size:
+        raise EnvironmentFault(
+            f"not enough room: {size / 1e6:,.0f} MB to write, {free / 1e6:,.0f} MB free",
+            plans[0].path.parent,
+            "free some space or choose another disk",
+        )
+
+
+def counts(samples: list[Sample], parts: list[str], classes: list[str]) -> dict[str, dict[str, int]]:
+    """Return part -> class -> number of samples."""
+    found = {part: dict.fromkeys(classes, 0) for part in parts}
+    for sample in samples:
+        found[sample.part][classes[sample.label]] += 1
+    return found
+
+
+def personal_fields(samples: list[Sample]) -> dict[str, Any]:
+    """Return what dataset.json says of personal data in the metadata of the images."""
+    fields = Counter(name for sample in samples for name in sample.image.personal)
+    images = sum(bool(sample.image.personal) for sample in samples)
+    return {"personal_metadata": dict(sorted(fields.items())), "personal_metadata_images": images}
+
+
+def warn_of_personal(samples: list[Sample]) -> None:
+    """Say in one line which images carry personal data, and what removes it."""
+    carriers = sorted((sample.image.item.source, sample.image.personal) for sample in samples if sample.image.personal)
+    if carriers:
+        fields = Counter(name for _, names in carriers for name in names)
+        listed = ", ".join(name for name, _ in sorted(fields.items(), key=lambda entry: (-entry[1], entry[0]))[:5])
+        more = ", …" if len(fields) > 5 else ""
+        carry = "1 image carries" if len(carriers) == 1 else f"{len(carriers):,} images carry"
+        warn(f"{carry} personal data in their metadata ({listed}{more}), first {carriers[0][0]}: --strip removes it")
+
+
+def rejected_text(rejected: list[Reject], head: bool = True) -> str:
+    """Return the lines of rejected.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if head:
+        writer.writerow(REJECTED_COLUMNS)
+    for reject in rejected:
+        writer.writerow([reject.item.source, reject.item.label, reject.reason, reject.detail])
+    return text.getvalue()
