@@ -20,38 +20,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from bloodcell.engine.tree import pack_tree, unpack_tree
 from shards.atomic import new_folder, sync_directory
 from shards.console import warn
 from shards.errors import BadInput
 
 VERSION = 1
 FILES = ("model.safetensors", "state.safetensors")
-
-
-def pack_tree(value: Any, tensors: dict[str, torch.Tensor], path: str = "") -> Any:
-    """Return `value` (dicts, lists, tuples, plain values, tensors) as JSON, moving tensors into `tensors`."""
-    if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"tensor": path}
-    if isinstance(value, dict):
-        return {"dict": [[key, pack_tree(item, tensors, f"{path}/{key}")] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [pack_tree(item, tensors, f"{path}/{place}") for place, item in enumerate(value)]}
-    return {"value": value}
-
-
-def unpack_tree(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """Return what pack_tree() was given."""
-    ((kind, content),) = tree.items()
-    if kind == "tensor":
-        return tensors[content]
-    if kind == "dict":
-        return {key: unpack_tree(item, tensors) for key, item in content}
-    if kind in ("list", "tuple"):
-        items = [unpack_tree(item, tensors) for item in content]
-        return items if kind == "list" else tuple(items)
-    return content
 
 
 class Checkpoints:
@@ -108,8 +83,8 @@ class Checkpoints:
         rest: dict[str, torch.Tensor] = {}
         tree = pack_tree({key: value for key, value in state.items() if key != "model"}, rest)
         with new_folder(target) as folder:
-            _save_file({k: v.contiguous() for k, v in state["model"].items()}, folder / FILES[0])
-            _save_file(rest, folder / FILES[1])
+            _save_file({k: v.cpu().contiguous() for k, v in state["model"].items()}, folder / FILES[0])
+            _save_file({k: v.cpu().contiguous().clone() for k, v in rest.items()}, folder / FILES[1])
             sums = {name: _sha256(folder / name) for name in FILES}
             content = {"version": VERSION, "progress": progress, "sha256": sums, "state": tree}
             (folder / "state.json").write_text(json.dumps(content, allow_nan=True), encoding="utf-8")

@@ -27,6 +27,7 @@ from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
 from bloodcell.engine.strategy import Strategy
+from bloodcell.engine.tree import merge
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
 from bloodcell.runfolder import RunFolder, Status
@@ -72,7 +73,8 @@ class Job:
 
     def save(self, step: int, progress: dict[str, Any], best: bool) -> None:
         """Write a checkpoint. Collective; raises EnvironmentFault on all ranks if the first one cannot write."""
-        state = {**self.strategy.state_dict(), "average": self.average.state_dict()}
+        common, mine = self.strategy.state_dict()
+        state = merge({**common, "average": self.average.state_dict()}, mine)
 
         def write() -> None:
             self.tracker.flush()

@@ -14,9 +14,10 @@ from torch import nn
 
 from bloodcell.config import OptimConfig
 from bloodcell.engine.batchnorm import BatchNormStatistics
-from bloodcell.engine.checkpoint import Checkpoints, pack_tree, unpack_tree
+from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.optim import build_optimizer
 from bloodcell.engine.schedule import Schedule
+from bloodcell.engine.tree import pack_tree, unpack_tree
 from shards.errors import BadInput, EnvironmentFault
 
 
