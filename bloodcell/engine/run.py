@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from bloodcell.config import Config, encode
 from bloodcell.data.order import planned_digest
@@ -49,13 +48,16 @@ def execute(
     try:
         if not state.finished:
             train(job, state)
+        job.checkpoints.wait()
         _prove(job, state)
         results = _finish(job, state)
         outcome = "done"
     except Stopped:
+        job.checkpoints.wait()  # all ranks stop together: what was asked to be saved is there when they leave
         outcome = "preempted"
         raise
     finally:
+        job.checkpoints.close()
         job.tracker.close(outcome)
     return results
 
@@ -72,13 +74,14 @@ def _open(run: RunFolder, content: dict[str, Any], config: Config, ranks: Ranks)
 def _restore(job: Job) -> tuple[Progress, bool]:
     """Return where the run stands, with the strategy in that state, and whether it was started before. Collective."""
     found = job.checkpoints.load("last")
-    dist.barrier()
     if found is None:
         return Progress(), job.status.values["attempt"] > 1
     state, progress = found
     job.strategy.load_state_dict(state)
     job.average.load_state_dict(state["average"])
     restored = Progress(**progress)
+    if job.checkpoints.damaged:
+        job.status.update(damaged_checkpoints=job.checkpoints.damaged)
     # A longer plan than at the time of saving: there is training left.
     restored.finished = restored.finished and restored.planned == job.plan.steps
     if job.ranks.first:

@@ -114,7 +114,7 @@ def train(job: Job, state: Progress) -> Progress:
             stops_early = state.finished and state.step < plan.steps
             state.finished = state.finished or state.step == plan.steps
             if saves:
-                job.save(state.step, asdict(state), best=evaluates and best)
+                job.save(state.step, asdict(state))
             job.show(state, meter)
             if evaluates or saves:
                 meter.restart(loader.waited)
