@@ -26,6 +26,7 @@ from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
+from bloodcell.engine.preemption import Lead
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
@@ -56,6 +57,9 @@ class Job:
     inference: Inference
     checkpoints: Checkpoints
     tracker: Tracker
+    lead: Lead
+    stall_seconds: float = 0.0
+    """How long training waited for the last checkpoint."""
 
     def split(self, name: str) -> str:
         """Return the set's name for 'train', 'val' or 'test' under the chosen fold."""
@@ -81,10 +85,16 @@ class Job:
         common = {**common, "average": self.average.state_dict()}
         self.tracker.flush()
         self.checkpoints.save(step, common, mine, progress, before=self.tracker.sync)
+        self.stall_seconds = time.perf_counter() - begin
         self.status.values.update(
-            checkpoint_stall_seconds=round(time.perf_counter() - begin, 4),
+            checkpoint_stall_seconds=round(self.stall_seconds, 4),
             checkpoint_write_seconds=round(self.checkpoints.write_seconds, 4),
         )
+
+    @property
+    def save_seconds(self) -> float:
+        """How long saving takes until all is on the disk, as far as the last ones tell."""
+        return self.stall_seconds + self.checkpoints.write_seconds
 
     def thaw(self, step: int) -> None:
         """Train what the plan wants to be trained in `step`, and only that. Collective."""
@@ -243,6 +253,7 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         inference=inference,
         checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep, ranks.rank, ranks.world),
         tracker=Tracker(),
+        lead=Lead(speaks=ranks.first),
     )
 
 
