@@ -36,15 +36,8 @@ def penultimate(inference: Inference, model: nn.Module, ids: np.ndarray) -> np.n
     """
     order = EvaluationOrder(as_ranges(ids), inference.batch)
     view = replace(inference.view, policy=POLICIES["none"])
-    loader = Loader(
-        inference.shards,
-        _requests(order),
-        view,
-        inference.batch,
-        inference.threads,
-        inference.device,
-        inference.reading,
-    )
+    how = (inference.batch, inference.threads, inference.device, inference.reading)
+    loader = Loader(inference.shards, _requests(order), view, *how)
     with evaluating(model), tapped(model) as tap, loader, torch.inference_mode():
         seen = [tap(batch.images) for batch in loader]
     return torch.cat(seen)[: order.length].cpu().numpy()

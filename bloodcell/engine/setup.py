@@ -28,7 +28,7 @@ from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
 from bloodcell.engine.preemption import Lead
-from bloodcell.engine.skipped import write_left_out
+from bloodcell.engine.skipped import left_out_facts, write_left_out
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
@@ -65,6 +65,8 @@ class Job:
     lead: Lead
     stall_seconds: float = 0.0
     """How long training waited for the last checkpoint."""
+    told_left_out: int = -1
+    """How many samples left out were listed last; -1 before the first time."""
 
     def split(self, name: str) -> str:
         """Return the set's name for 'train', 'val' or 'test' under the chosen fold."""
@@ -126,8 +128,9 @@ class Job:
 
     def tell_left_out(self, progress: Any) -> None:
         """List the samples that were left out, in status.json and RUN/skipped.csv, when their number has changed."""
-        if len(progress.left_out) != self.status.values.get("left_out", 0) and self.ranks.first:
-            self.status.update(left_out=len(progress.left_out))
+        if len(progress.left_out) != self.told_left_out and self.ranks.first:
+            self.told_left_out = len(progress.left_out)
+            self.status.update(left_out=left_out_facts(self.shards, progress.left_out))
             write_left_out(self.run.path, self.shards, progress.left_out)
 
 

@@ -11,6 +11,8 @@ from bloodcell.data.shardset import ShardSet
 from shards.atomic import open_atomic
 
 SKIPPED_FILE = "skipped.csv"
+NAMED = 20
+"""Keys that status.json names; skipped.csv has all."""
 COLUMNS = ("step", "micro_batch", "row", "key", "shard", "offset", "problem")
 
 
@@ -44,3 +46,9 @@ def describe_left_out(left_out: list[dict[str, Any]]) -> str:
     samples = len({one["id"] for one in left_out})
     noun = "sample that could not be read was" if samples == 1 else "samples that could not be read were"
     return f"{samples} {noun} left out of training, {len(left_out)} times in all"
+
+
+def left_out_facts(shards: ShardSet, left_out: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return {"samples", "times", "keys"} for status.json and the report: how many, how often, the first of them."""
+    ids = list(dict.fromkeys(one["id"] for one in left_out))
+    return {"samples": len(ids), "times": len(left_out), "keys": [shards.keys[i] for i in ids[:NAMED]]}

@@ -153,15 +153,8 @@ def estimate_statistics(model: nn.Module, subject: Subject) -> None:
         module.reset_running_stats()
         module.momentum = None  # the plain mean over all batches
     if len(mine):
-        loader = Loader(
-            subject.shards,
-            _requests(mine),
-            inference.view,
-            size,
-            inference.threads,
-            inference.device,
-            inference.reading,
-        )
+        how = (size, inference.threads, inference.device, inference.reading)
+        loader = Loader(subject.shards, _requests(mine), inference.view, *how)
         with loader:
             for batch in loader:
                 model(batch.images)

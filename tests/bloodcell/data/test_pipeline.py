@@ -165,10 +165,8 @@ def test_an_undecodable_image_is_named_without_checksums(broken_set: Path) -> No
     path.write_bytes(data)
     order = BatchOrder(NaturalPlan(shards.ranges("train")), 0, 8, 1)
     requests = training_requests(order, 1, 0, 0, order.steps_per_epoch)
-    with (
-        Loader(shards, requests, VIEW, 8, 1, CPU, Reading(check=False)) as loader,
-        pytest.raises(EnvironmentFault) as caught,
-    ):
+    unchecked = Loader(shards, requests, VIEW, 8, 1, CPU, Reading(check=False))
+    with unchecked as loader, pytest.raises(EnvironmentFault) as caught:
         list(loader)
     assert shards.keys[victim] in str(caught.value)
 
