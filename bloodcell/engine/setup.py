@@ -94,6 +94,7 @@ class Job:
         self.checkpoints.save(step, common, mine, progress, before=self.tracker.sync)
         self.stall_seconds = time.perf_counter() - begin
         self.status.values.update(
+            step=step,
             checkpoint_stall_seconds=round(self.stall_seconds, 4),
             checkpoint_write_seconds=round(self.checkpoints.write_seconds, 4),
         )
