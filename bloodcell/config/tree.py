@@ -58,6 +58,14 @@ class DataConfig:
     micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
     check: bool = about("compare the checksum of every image read with the index", True)
+    on_error: Literal["stop", "skip"] = about(
+        "what to do about a training sample that cannot be read: save and stop, or train without it (RUN/skipped.csv)",
+        "stop",
+        runtime=True,
+    )
+    timeout: Annotated[float, Meta(gt=0)] = about(
+        "seconds that reading one sample may take (at most half of engine.timeout and engine.stall)", 60.0, runtime=True
+    )
     mixup: Annotated[float, Meta(ge=0)] = about("alpha of mixup's Beta distribution; 0 is off", 0.0)
     cutmix: Annotated[float, Meta(ge=0)] = about("alpha of CutMix's; with mixup too, each image draws one of both", 0.0)
 
@@ -140,6 +148,15 @@ class EngineConfig:
     channels_last: bool = about("memory layout of images and convolutions", True)
     threads: Annotated[int, Meta(ge=0)] = about("torch threads of each rank; 0 is auto", 0)
     timeout: Annotated[float, Meta(gt=0)] = about("seconds after which a collective gives up", 600.0, runtime=True)
+    stall: Annotated[float, Meta(gt=0)] = about(
+        "seconds without a step or an evaluation batch after which a process ends itself", 180.0, runtime=True
+    )
+    max_attempts: Annotated[int, Meta(ge=0)] = about(
+        "starts in a row that may save nothing new before the run is given up; 0 is any number", 10, runtime=True
+    )
+    max_deaths: Annotated[int, Meta(ge=0)] = about(
+        "starts in a row that may die in the same step before the run is given up; 0 is any number", 3, runtime=True
+    )
     deterministic: bool = about("refuse operations without a deterministic form", False)
 
 

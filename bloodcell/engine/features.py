@@ -35,10 +35,8 @@ def penultimate(inference: Inference, model: nn.Module, ids: np.ndarray) -> np.n
     """
     order = EvaluationOrder(as_ranges(ids), inference.batch)
     view = replace(inference.view, policy=POLICIES["none"])
-    requests = evaluation_requests(order, world=1, rank=0)
-    loader = Loader(
-        inference.shards, requests, view, inference.batch, inference.threads, inference.device, inference.check
-    )
+    how = (inference.batch, inference.threads, inference.device, inference.reading)
+    loader = Loader(inference.shards, evaluation_requests(order, 1, 0), view, *how)
     with evaluating(model), tapped(model) as tap, loader, torch.inference_mode():
         seen = [tap(batch.images) for batch in loader]
     return torch.cat(seen)[: order.length].cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +13,11 @@ from torch import nn
 from bloodcell.config import Config
 from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
-from bloodcell.data.pipeline import View
+from bloodcell.data.pipeline import PREFETCH, View
 from bloodcell.data.policies import POLICIES, find_policy
+from bloodcell.data.reading import Reading
 from bloodcell.data.sampling import dealt, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
-from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.average import WeightAverage, make_average
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.ddp import DDP
@@ -26,6 +27,8 @@ from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
+from bloodcell.engine.preemption import Lead
+from bloodcell.engine.skipped import left_out_facts, write_left_out
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
@@ -33,6 +36,9 @@ from bloodcell.runfolder import RunFolder, Status
 from bloodcell.tracking import Tracker, check_tracking
 from shards.console import say
 from shards.errors import BadInput
+
+LOOK_AHEAD = 2
+"""Steps whose samples are read before a step ends: what it tells the others is looked at when the next one ends."""
 
 
 @dataclass
@@ -56,6 +62,11 @@ class Job:
     inference: Inference
     checkpoints: Checkpoints
     tracker: Tracker
+    lead: Lead
+    stall_seconds: float = 0.0
+    """How long training waited for the last checkpoint."""
+    told_left_out: int = -1
+    """How many samples left out were listed last; -1 before the first time."""
 
     def split(self, name: str) -> str:
         """Return the set's name for 'train', 'val' or 'test' under the chosen fold."""
@@ -70,15 +81,28 @@ class Job:
         """How many classes the set has."""
         return len(self.shards.info.classes)
 
-    def save(self, step: int, progress: dict[str, Any], best: bool) -> None:
-        """Write a checkpoint. Collective; raises EnvironmentFault on all ranks if the first one cannot write."""
-        state = {**self.strategy.state_dict(), "average": self.average.state_dict()}
+    def save(self, step: int, progress: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; training goes on meanwhile. Collective.
 
-        def write() -> None:
-            self.tracker.flush()
-            self.checkpoints.save(step, state, progress, best)
+        Raises:
+            EnvironmentFault: the one before could not be written; on all ranks.
+        """
+        begin = time.perf_counter()
+        common, mine = self.strategy.state_dict()
+        common = {**common, "average": self.average.state_dict()}
+        self.tracker.flush()
+        self.checkpoints.save(step, common, mine, progress, before=self.tracker.sync)
+        self.stall_seconds = time.perf_counter() - begin
+        self.status.values.update(
+            step=step,
+            checkpoint_stall_seconds=round(self.stall_seconds, 4),
+            checkpoint_write_seconds=round(self.checkpoints.write_seconds, 4),
+        )
 
-        on_first_rank(self.ranks, write)
+    @property
+    def save_seconds(self) -> float:
+        """How long saving takes until all is on the disk, as far as the last ones tell."""
+        return self.stall_seconds + self.checkpoints.write_seconds
 
     def thaw(self, step: int) -> None:
         """Train what the plan wants to be trained in `step`, and only that. Collective."""
@@ -101,6 +125,14 @@ class Job:
             data_wait=round(meter.waited / max(meter.seconds, 1e-9), 4),
             lineage=progress.lineage,
         )
+        self.tell_left_out(progress)
+
+    def tell_left_out(self, progress: Any) -> None:
+        """List the samples that were left out, in status.json and RUN/skipped.csv, when their number has changed."""
+        if len(progress.left_out) != self.told_left_out and self.ranks.first:
+            self.told_left_out = len(progress.left_out)
+            self.status.update(left_out=left_out_facts(self.shards, progress.left_out))
+            write_left_out(self.run.path, self.shards, progress.left_out)
 
 
 def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
@@ -114,6 +146,8 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     outline = check_model(config)
     check_views(config)
     check_optimizer(config.optim.name)
+    if config.data.on_error == "skip" and not config.data.check:
+        raise BadInput("samples cannot be left out unless they are checked", "data.on_error", "set data.check to true")
     Freezing(outline, config.model)
     for name in ("train", "val"):
         shards.info.count(shards.split_name(name, config.data.fold))
@@ -235,8 +269,9 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         average=average,
         freezing=freezing,
         inference=inference,
-        checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep),
+        checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep, ranks.rank, ranks.world),
         tracker=Tracker(),
+        lead=Lead(speaks=ranks.first),
     )
 
 
@@ -252,9 +287,15 @@ def make_inference(
         device=device,
         precision=config.engine.precision,
         ranks=ranks,
-        check=config.data.check,
+        reading=make_reading(config),
         name=name,
     )
+
+
+def make_reading(config: Config, slots: int = 0, skip: bool = False) -> Reading:
+    """Return how samples are read: ahead by what the ranks must know before they enter a step of so many slots."""
+    patience = min(config.data.timeout, config.engine.timeout / 2, config.engine.stall / 2)
+    return Reading(config.data.check, skip, patience, depth=LOOK_AHEAD * slots + PREFETCH)
 
 
 def example(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
