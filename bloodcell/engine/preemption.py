@@ -216,7 +216,7 @@ class Lead:
         """Take in the seconds of a step and of a save: ranks agree within two steps, then save."""
         if self.seconds is not None and 2 * step + save > self.seconds:
             warn(
-                f"two steps ({2 * step:.1f} s) and a save ({save:.1f} s) take longer than the {self.seconds:g} s between "
-                "the signal and the end: let the launcher signal earlier, or what was trained since the last save is lost"
+                f"two steps ({2 * step:.1f} s) and a save ({save:.1f} s) take longer than the {self.seconds:g} s that "
+                "the launcher leaves between its signal and the end: let it signal earlier, or the last steps are lost"
             )
             self.seconds = None

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from shards.errors import EnvironmentFault
 
@@ -68,7 +68,8 @@ class Watchdog:
         self.longest = 0.0
         self.fed = Fed("starting", 0, time.monotonic(), False)
         self._stop = threading.Event()
-        self._beat_file, self._stacks = -1, None
+        self._beat_file = -1
+        self._stacks: TextIO | None = None
 
     def __enter__(self) -> Watchdog:
         global _watchdog
@@ -152,7 +153,8 @@ class Watchdog:
         from bloodcell.engine.peers import suspects
 
         seconds = time.monotonic() - fed.time
-        head = f"rank {self.ranks.rank} on {socket.gethostname()}, pid {os.getpid()}: {fed.phase}, step {fed.step}, for {seconds:.0f} s"
+        who = f"rank {self.ranks.rank} on {socket.gethostname()}, pid {os.getpid()}"
+        head = f"{who}: in step {fed.step} ({fed.phase}) for {seconds:.0f} s"
         if self._stacks is not None:
             with contextlib.suppress(OSError):
                 self._stacks.write(head + "\n")
