@@ -60,10 +60,16 @@ class Listener:
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         global _listener
         if not self._before:
             return
+        self._close()
+        if self.starting and self.asked and isinstance(error, Exception) and not isinstance(error, Preempted):
+            raise self.reason() from error  # somebody took our exception for a problem of theirs
+
+    def _close(self) -> None:
+        global _listener
         _listener = None
         for number, before in self._before.items():
             # A process that was asked to go is on its way: the launcher's next signal must not make another end of it.
