@@ -62,7 +62,7 @@ def test_term_to_a_process_alone(held_net: Path, small_set: Path, tmp_path: Path
         training.process.terminate()
         training.release()
         code, err = training.end()
-    assert_stopped(run, code, err, 1)
+    assert_stopped(run, code, err, 2)
     assert "start the same command again" in err
 
 
