@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,9 @@ def execute(
     except Stopped:
         job.checkpoints.wait()  # all ranks stop together: what was asked to be saved is there when they leave
         outcome = "preempted"
+        job.tracker.close(outcome)
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()  # go together: a launcher that sees one rank go soon kills those that still say goodbye
         raise
     finally:
         job.checkpoints.close()
