@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from bloodcell.config import Config, encode
 from bloodcell.data.leaving_out import LeftOut, consumed_digest
