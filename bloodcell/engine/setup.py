@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from bloodcell.config import Config
+from bloodcell.data.loader import Loader, training_requests
 from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
 from bloodcell.data.sampling import dealt, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
+from bloodcell.data.stages import Open, Stages
 from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.average import WeightAverage, make_average
 from bloodcell.engine.checkpoint import Checkpoints
@@ -26,6 +28,7 @@ from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
+from bloodcell.engine.sizes import parse_sizes
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
@@ -79,6 +82,17 @@ class Job:
             self.checkpoints.save(step, state, progress, best)
 
         on_first_rank(self.ranks, write)
+
+    def loader(self, step: int) -> Stages:
+        """Return what gives this rank its micro-batches from `step` on, of each step's size."""
+        ranks, plan = self.ranks, self.plan
+
+        def opener(size: int, first: int, end: int) -> Open:
+            requests = training_requests(self.order, ranks.world, ranks.rank, first, end)
+            view, data = replace(self.view, size=size), self.config.data
+            return lambda: Loader(self.shards, requests, view, plan.micro_batch, data.threads, self.device, data.check)
+
+        return Stages([opener(*span) for span in plan.sizes.spans(step)])
 
     def thaw(self, step: int) -> None:
         """Train what the plan wants to be trained in `step`, and only that. Collective."""
@@ -150,6 +164,8 @@ def check_model(config: Config) -> nn.Module:
     zoo.check_size(config.model.name, config.data.size)
     file = sources.find(config.model.name, config.model.weights)
     outline = zoo.outline(config.model.name, config.model.head, config.data.size)
+    for size, _ in parse_sizes(config.train.sizes, config.data.size):
+        zoo.check_same_network(outline, config.model.name, size, config.data.size)
     if file is not None:
         weights.check_weights(outline, file)
     return outline
@@ -202,9 +218,9 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
     device = choose_device(ranks, config.engine.device)
     order = make_order(config, shards)
     plan = make_plan(config, order, ranks)
-    line = describe(order.plan, shards.info.classes)
-    if ranks.first and line:
-        say(line)
+    for line in (describe(order.plan, shards.info.classes), plan.sizes.describe()):
+        if ranks.first and line:
+            say(line)
     view = make_view(config)
     model = make_model(config, len(shards.info.classes), say if ranks.first else None).to(device)
     freezing = Freezing(model, config.model)

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 import torch
 
 from bloodcell.data.draws import chain
-from bloodcell.data.loader import Loader, training_requests
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
@@ -73,10 +72,7 @@ def train(job: Job, state: Progress) -> Progress:
     guard = Guard(job.device, job.shards.describe, check_norm=config.engine.precision != "fp16")
     meter = Meter(job.device, plan.global_batch)
     validation = Validation(job)
-    requests = training_requests(job.order, ranks.world, ranks.rank, state.step, plan.steps)
-    with Loader(
-        job.shards, requests, job.view, plan.micro_batch, config.data.threads, job.device, config.data.check
-    ) as loader:
+    with job.loader(state.step) as loader:
         batches = iter(loader)
         meter.restart(loader.waited)
         strategy.model.train()
@@ -104,7 +100,7 @@ def train(job: Job, state: Progress) -> Progress:
                 report = guard.flush()  # whatever is not finite must show before anything is kept
                 state.note(report)
                 meter.note(report)
-                job.tracker.log(state.step, meter.record(rate), plan.epoch(state.step))
+                job.tracker.log(state.step, meter.record(rate, plan.sizes.at(step)), plan.epoch(state.step))
             if evaluates:
                 best = state.validated(
                     validation.run(state.step), validation.smaller_is_better, config.optim.fall_after
