@@ -112,8 +112,8 @@ class Status:
         self.run, self.writes = run, write
         before = run.read("status.json") or {}
         self.values: dict[str, Any] = {"attempt": int(before.get("attempt", 0)) + 1}
-        self.spent = float(before.get("wall_seconds", 0.0))
-        self._begin = time.time()
+        self.spent, self.worked = (float(before.get(name, 0.0)) for name in ("wall_seconds", "cpu_seconds"))
+        self._begin, self._work = time.time(), time.process_time()
 
     def tick(self, **values: Any) -> None:
         """Change some values; write the file if some seconds have passed since it was last written."""
@@ -125,6 +125,7 @@ class Status:
         """Change some values and write the file."""
         self.values.update(values)
         self.values["wall_seconds"] = round(self.spent + time.time() - self._begin, 3)
+        self.values["cpu_seconds"] = round(self.worked + time.process_time() - self._work, 3)
         self.values["time"] = round(time.time(), 3)
         if self.writes:
             self.run.write("status.json", self.values)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bloodcell.config import Config
 from bloodcell.data.loader import Loader, training_requests
@@ -28,6 +29,7 @@ from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
+from bloodcell.engine.reestimate import estimate_statistics
 from bloodcell.engine.sizes import parse_sizes
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
@@ -72,6 +74,15 @@ class Job:
     def classes(self) -> int:
         """How many classes the set has."""
         return len(self.shards.info.classes)
+
+    def refresh_average(self) -> None:
+        """Estimate BatchNorm's statistics for an average of weights that needs it, before it is validated. Collective.
+
+        Layers that keep their stored statistics in training keep them here.
+        """
+        model, seed = self.strategy.model, self.config.train.seed
+        moving = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+        self.average.refresh(lambda: estimate_statistics(model, self.inference, self.split("train"), seed, moving))
 
     def save(self, step: int, progress: dict[str, Any], best: bool) -> None:
         """Write a checkpoint. Collective; raises EnvironmentFault on all ranks if the first one cannot write."""

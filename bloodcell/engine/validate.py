@@ -27,6 +27,7 @@ class Validation:
     def run(self, step: int) -> float:
         """Return the monitored metric after `step` steps; note in `stop_wanted` whether to stop here. Collective."""
         job = self.job
+        job.refresh_average()
         with job.average.applied() if job.average.active else job.strategy.averaged():
             predictions = job.inference(job.strategy.model, job.split("val"))
         shared = torch.zeros(2, dtype=torch.float64)

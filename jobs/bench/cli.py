@@ -13,6 +13,7 @@ BENCHES = {
     "order": ("jobs.bench.order", "the sample order of 1,024 ranks and 10^8 samples, checked and timed"),
     "pack": ("jobs.bench.pack", "packing: writing beside webdataset and tar, examination, two workers, memory"),
     "near": ("jobs.bench.near", "the near-duplicate search among 10^6 drawn cells with planted copies"),
+    "runs": ("jobs.bench.runs", "no benchmark: the figures of finished runs, with intervals and costs, as a result"),
     "scan": ("jobs.bench.scan", "recall and precision of each detector of scan on planted defects"),
 }
 
