@@ -14,6 +14,7 @@ BENCHES = {
     "pack": ("jobs.bench.pack", "packing: writing beside webdataset and tar, examination, two workers, memory"),
     "near": ("jobs.bench.near", "the near-duplicate search among 10^6 drawn cells with planted copies"),
     "runs": ("jobs.bench.runs", "no benchmark: the figures of finished runs, with intervals and costs, as a result"),
+    "sweep": ("jobs.bench.sweep", "the learning rate that a sweep finds beside the best of a fine grid, on a set"),
     "scan": ("jobs.bench.scan", "recall and precision of each detector of scan on planted defects"),
 }
 

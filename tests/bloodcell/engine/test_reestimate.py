@@ -26,7 +26,7 @@ from tests.conftest import bloodcell
 FLAGS = (
     *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 2, "--train.epochs", 2),
     *("--train.average", "swa", "--train.swa_from", 0.3, "--train.save_every", 4, "--train.keep", 50),
-    *("--optim.lr", 0.02, "--tracking.wandb", "off", "--model.name", "small_swa_net:build"),
+    *("--optim.lr", 0.02, "--tracking.wandb", "off", "--engine.threads", 1, "--model.name", "small_swa_net:build"),
 )
 
 
@@ -68,10 +68,11 @@ def test_they_are_those_of_torch_for_the_weights_that_are_kept(averaged: Path) -
         layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
         before = layers[0].running_mean.clone()
         layers[1].running_mean.zero_()
+        model.eval()
         assert estimate_statistics(model, inference, "train", config.train.seed, layers[1:]) == len(ids) // 8
         assert torch.equal(layers[0].running_mean, before)  # a layer that is left out keeps its own
         assert layers[1].running_mean.all()
-        assert not model.training
+        assert not model.training  # its mode is what it was
 
 
 def test_two_ranks_and_a_resumed_run_end_with_the_same_bits(averaged: Path, small_set: Path, tmp_path: Path) -> None:
