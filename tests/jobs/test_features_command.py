@@ -116,10 +116,10 @@ def test_augmented_views_are_shown_to_the_fit_alone(
 ) -> None:
     run, _ = probed
     kept = shutil.copy(run.parent / "f.parquet", tmp_path / "f.parquet")
-    arguments = ("probe", *NET, "--data", small_set, "--views", 2, "--policy", "rotate", "--features", kept, "--json")
-    done = bloodcell(*arguments, "--run", tmp_path / "one")
-    assert done.code == 0, done.err
-    assert (done.json["views"], done.json["features"]) == (2, "computed")
+    words = (*NET, "--data", small_set, "--views", 2, "--policy", "rotate", "--features", kept)
+    arguments = [str(word) for word in words]
+    done = run_verb("probe", [*arguments, "--run", str(tmp_path / "one")])[0]
+    assert (done["views"], done["features"]) == (2, "computed")
     shown = [pq.read_table(tmp_path / name) for name in ("f.parquet", "f-view1.parquet", "f-view2.parquet")]
     plain, *views = ({row["id"]: row["features"] for row in table.to_pylist()} for table in shown)
     trained = [row["id"] for row in shown[0].to_pylist() if row["split"] == "train"]
@@ -129,10 +129,9 @@ def test_augmented_views_are_shown_to_the_fit_alone(
     assert sum(views[0][sample] != views[1][sample] for sample in trained) > 0.9 * len(trained)
     told = json.loads((tmp_path / "one" / "probe.json").read_text())
     assert [view["policy"] for view in told["views"]] == ["rotate", "rotate"]
-    again = bloodcell(*arguments, "--run", tmp_path / "two", ranks=2)
-    assert again.code == 0, again.err
-    assert again.json["features"] == "used again"
-    assert again.json["metrics"] == done.json["metrics"]
+    again = run_verb("probe", [*arguments, "--run", str(tmp_path / "two")])[0]
+    assert again["features"] == "used again"
+    assert again["metrics"] == done["metrics"]
 
 
 @pytest.mark.parametrize("method", ["linear", "knn"])
