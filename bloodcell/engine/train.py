@@ -161,6 +161,7 @@ def settle(
         job.save(state.step, asdict(state))
         if leaves:
             job.checkpoints.wait()
+            job.status.update()  # before any rank goes: the launcher ends the others then
         job.lead.compare(meter.step_seconds, job.save_seconds)
     if leaves and not state.finished:
         raise_together(fault)
