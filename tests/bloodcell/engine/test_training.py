@@ -117,7 +117,8 @@ def test_predictions_are_exact_and_the_same_on_any_number_of_ranks(undisturbed: 
     assert results[0][0]["accuracy"]["value"] == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize("moment", ["early", pytest.param("late", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_exact_resume.py kills at finer moments
+@pytest.mark.parametrize("moment", ["early", "late"])
 def test_killed_and_resumed_ends_bit_identical(
     undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path, moment: str
 ) -> None:
