@@ -19,13 +19,13 @@ from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.average import WeightAverage, make_average
 from bloodcell.engine.checkpoint import Checkpoints
-from bloodcell.engine.ddp import DDP
 from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
 from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
+from bloodcell.engine.strategies import check_strategy, joined_norms, make_strategy
 from bloodcell.engine.strategy import Strategy
 from bloodcell.engine.tree import merge
 from bloodcell.models import sources, weights, zoo
@@ -116,6 +116,7 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     outline = check_model(config)
     check_views(config)
     check_optimizer(config.optim.name)
+    check_strategy(config)
     Freezing(outline, config.model)
     for name in ("train", "val"):
         shards.info.count(shards.split_name(name, config.data.fold))
@@ -209,17 +210,17 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         say(line)
     view = make_view(config)
     model = make_model(config, len(shards.info.classes), say if ranks.first else None).to(device)
+    model = joined_norms(model, config)
     freezing = Freezing(model, config.model)
     # Optimizer and average hold from the start whatever is trained at any time, so that their states always fit.
     freezing.apply(freezing.last)
     optimizer = build_optimizer(model, config.optim, device)
     average = make_average(model, config.train, plan.steps)
     freezing.apply(freezing.frozen(0))
-    micro_batches = config.train.micro_batches
-    strategy = DDP(model, optimizer, device, config.engine.precision, config.optim, micro_batches)
-    strategy.warm_up(*example(config, device))
     if ranks.first and freezing.first:
         say(freezing.describe(freezing.first))
+    strategy = make_strategy(model, optimizer, device, config, plan.slots)
+    strategy.warm_up(*example(config, device))
     inference = make_inference(config, run.path.name, shards, view, device, ranks)
     return Job(
         config=config,
