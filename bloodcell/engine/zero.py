@@ -1,4 +1,4 @@
-"""DeepSpeed behind the strategy interface: ZeRO-0 (whole copies) to ZeRO-3 (state, gradients and weights shared out)."""
+"""DeepSpeed behind the strategy interface: ZeRO-0 (whole copies) to ZeRO-3 (state, gradients, weights shared out)."""
 
 from __future__ import annotations
 
