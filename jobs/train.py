@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bloodcell.config import Config, Flat, difference, encode, fields, override, parse_flags, read_recipe
-from shards.errors import BadInput, EnvironmentFault, Fault, Stop, nearest
+from shards.errors import BadInput, Fault, Stop, nearest
 
 if TYPE_CHECKING:
     from bloodcell.data.shardset import ShardSet
@@ -68,6 +69,13 @@ def recipe_file(name: str) -> Path:
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Train; return the run's result and the lines for people."""
+    from bloodcell.engine.preemption import Listener
+
+    with Listener():  # before torch is loaded, which takes seconds
+        return _run(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     base, recipe = find_recipe(parsed.recipe)
     flags = parse_flags(parsed.flags)
     if parsed.data is not None:
@@ -82,7 +90,7 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
 def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[dict[str, Any], list[str]]:
     """Train `base` changed by `flags` in the run folder `path` (or the one its name leads to)."""
     from bloodcell.engine.setup import check
-    from bloodcell.ranks import discover, process_group, set_threads
+    from bloodcell.ranks import discover, set_threads
     from bloodcell.runfolder import Status
 
     ranks = discover()
@@ -94,9 +102,10 @@ def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[di
     status.values.update(command=command, world=ranks.world)
     import torch
 
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is loaded
     torch.use_deterministic_algorithms(config.engine.deterministic)
-    with process_group(ranks, torch.device(config.engine.device), config.engine.timeout):
-        return _guarded(config, content, folder, status, ranks, shards)
+    return _guarded(config, content, folder, status, ranks, shards)
 
 
 def settle(
@@ -153,32 +162,35 @@ def _guarded(
     config: Config, content: dict[str, Any], folder: RunFolder, status: Any, ranks: Ranks, shards: ShardSet
 ) -> tuple[dict[str, Any], list[str]]:
     """Run, and leave in status.json why it ended, whatever happened."""
-    from bloodcell.engine.run import execute, failure
+    import torch
 
-    try:
-        results = execute(config, content, folder, status, ranks, shards)
-    except Stop as problem:
+    from bloodcell.engine.peers import peer_fault
+    from bloodcell.engine.preemption import started
+    from bloodcell.engine.run import execute, failure
+    from bloodcell.engine.watchdog import Watchdog
+    from bloodcell.ranks import process_group
+
+    def note(problem: Stop) -> None:
         failure(folder, status, problem.code, problem)
+
+    engine, watchdog = config.engine, None
+    try:
+        started(note, starting=True)
+        with process_group(ranks, torch.device(engine.device), engine.timeout):
+            patience = engine.timeout + 30  # a collective that gives up by itself says more
+            with Watchdog(folder.path, ranks, status.values["attempt"], engine.stall, patience, note) as watchdog:
+                results = execute(config, content, folder, status, ranks, shards)
+    except Stop as problem:
+        note(problem)
         raise
     except Exception as error:
-        peer = _peer_fault(error)
+        peer = peer_fault(error, ranks, watchdog.fed.step if watchdog else 0)
         failure(folder, status, peer.code if peer else Fault.code, peer or error)
         if peer:
             raise peer from error
         raise
-    status.update(state="done", outcome={"code": 0, "what": "finished"})
+    status.update(state="done", outcome={"code": 0, "kind": "done", "what": "finished"})
     return _report(results, folder, shards, ranks)
-
-
-def _peer_fault(error: Exception) -> EnvironmentFault | None:
-    """Return a clear error if a collective failed because another rank is gone."""
-    text = str(error)
-    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "Broken pipe")
-    if not any(sign in text for sign in signs):
-        return None
-    return EnvironmentFault(
-        "another rank is gone", text.splitlines()[0][:200], "start the same command again: the run goes on"
-    )
 
 
 def _report(

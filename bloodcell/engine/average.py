@@ -70,10 +70,10 @@ class WeightAverage:
         self._statistics.write(statistics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resuming needs, the same on every rank. Collective."""
+        """Return what resuming needs, the same on every rank; the average itself, not a copy. Collective."""
         if self.kind == "none":
             return {}
-        shadow = dict(zip(self._names, (value.clone() for value in self._shadow), strict=True))
+        shadow = dict(zip(self._names, self._shadow, strict=True))
         return {"updates": self.updates, "shadow": shadow, "statistics": self._gathered()}
 
     def _gathered(self) -> torch.Tensor:

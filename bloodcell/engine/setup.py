@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,6 @@ from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
 from bloodcell.data.sampling import dealt, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
-from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.average import WeightAverage, make_average
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
@@ -25,9 +25,9 @@ from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
+from bloodcell.engine.preemption import Lead
 from bloodcell.engine.strategies import check_strategy, joined_norms, make_strategy
 from bloodcell.engine.strategy import Strategy
-from bloodcell.engine.tree import merge
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
 from bloodcell.runfolder import RunFolder, Status
@@ -57,6 +57,9 @@ class Job:
     inference: Inference
     checkpoints: Checkpoints
     tracker: Tracker
+    lead: Lead
+    stall_seconds: float = 0.0
+    """How long training waited for the last checkpoint."""
 
     def split(self, name: str) -> str:
         """Return the set's name for 'train', 'val' or 'test' under the chosen fold."""
@@ -71,16 +74,27 @@ class Job:
         """How many classes the set has."""
         return len(self.shards.info.classes)
 
-    def save(self, step: int, progress: dict[str, Any], best: bool) -> None:
-        """Write a checkpoint. Collective; raises EnvironmentFault on all ranks if the first one cannot write."""
+    def save(self, step: int, progress: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; training goes on meanwhile. Collective.
+
+        Raises:
+            EnvironmentFault: the one before could not be written; on all ranks.
+        """
+        begin = time.perf_counter()
         common, mine = self.strategy.state_dict()
-        state = merge({**common, "average": self.average.state_dict()}, mine)
+        common = {**common, "average": self.average.state_dict()}
+        self.tracker.flush()
+        self.checkpoints.save(step, common, mine, progress, before=self.tracker.sync)
+        self.stall_seconds = time.perf_counter() - begin
+        self.status.values.update(
+            checkpoint_stall_seconds=round(self.stall_seconds, 4),
+            checkpoint_write_seconds=round(self.checkpoints.write_seconds, 4),
+        )
 
-        def write() -> None:
-            self.tracker.flush()
-            self.checkpoints.save(step, state, progress, best)
-
-        on_first_rank(self.ranks, write)
+    @property
+    def save_seconds(self) -> float:
+        """How long saving takes until all is on the disk, as far as the last ones tell."""
+        return self.stall_seconds + self.checkpoints.write_seconds
 
     def thaw(self, step: int) -> None:
         """Train what the plan wants to be trained in `step`, and only that. Collective."""
@@ -238,8 +252,9 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         average=average,
         freezing=freezing,
         inference=inference,
-        checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep),
+        checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep, ranks.rank, ranks.world),
         tracker=Tracker(),
+        lead=Lead(speaks=ranks.first),
     )
 
 
