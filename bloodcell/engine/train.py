@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 
 from bloodcell.data.draws import chain
-from bloodcell.data.loader import Loader, training_requests
+from bloodcell.data.loader import Batch, Loader, training_requests
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
@@ -89,19 +89,9 @@ def train(job: Job, state: Progress) -> Progress:
         for step in _shown(range(state.step, plan.steps), plan.steps, ranks.first):
             feed("training", step)
             job.thaw(step)
-            guard.begin(step)
-            for slot in range(plan.slots):
-                batch = next(batches)
-                seed_micro_batch(config.train.seed, step, ranks.rank * plan.slots + slot)
-                images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
-                with strategy.slot(slot, plan.slots):
-                    loss = job.loss(strategy.forward(images), target)
-                    strategy.backward(loss / plan.slots)
-                guard.watch(batch.request, loss)
             rate = plan.schedule.rate(step, state.falls)
-            report = guard.end(strategy.step(rate))
+            report = take_step(job, guard, batches, step, rate)
             state.step, state.planned = step + 1, plan.steps
-            job.average.update(state.step)
             state.note(report)
             meter.note(report)
             meter.step(loader.waited)
@@ -120,6 +110,23 @@ def train(job: Job, state: Progress) -> Progress:
     if state.step < plan.steps and ranks.first:
         say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")
     return state
+
+
+def take_step(job: Job, guard: Guard, batches: Iterator[Batch], step: int, rate: float) -> StepReport | None:
+    """Do one optimizer step at this learning rate; return the report of the step before it. Collective."""
+    strategy, slots = job.strategy, job.plan.slots
+    guard.begin(step)
+    for slot in range(slots):
+        batch = next(batches)
+        seed_micro_batch(job.config.train.seed, step, job.ranks.rank * slots + slot)
+        images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
+        with strategy.slot(slot, slots):
+            loss = job.loss(strategy.forward(images), target)
+            strategy.backward(loss / slots)
+        guard.watch(batch.request, loss)
+    report = guard.end(strategy.step(rate))
+    job.average.update(step + 1)
+    return report
 
 
 def settle(job: Job, state: Progress, validation: Validation, meter: Meter, saves: bool, signalled: bool) -> bool:
