@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bloodcell.config import OptimConfig
 from bloodcell.engine.batchnorm import BatchNormStatistics
-from bloodcell.engine.optim import add_l1, set_learning_rate
+from bloodcell.engine.optim import add_l1, clip_gradients, set_learning_rate
 from shards.errors import BadInput
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,6 +51,7 @@ class DDP:
         self.steps, self._compress = 0, compress
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._statistics = BatchNormStatistics(model)
+        self._weights = list[torch.Tensor](model.parameters())
         self._net: nn.Module = self._wrapped(share_weights=True)
 
     def _wrapped(self, share_weights: bool) -> DistributedDataParallel:
@@ -116,7 +117,7 @@ class DDP:
         set_learning_rate(self.optimizer, rate)
         self._scaler.unscale_(self.optimizer)
         add_l1(self.optimizer, self.config.l1)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or float("inf"))
+        norm = clip_gradients(self._weights, self.config.clip)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -13,8 +13,8 @@ from torch import nn
 
 from bloodcell.config import Config
 from bloodcell.engine.batchnorm import BatchNormStatistics, mean_over_ranks
-from bloodcell.engine.optim import add_l1, set_learning_rate
-from bloodcell.engine.zero_config import launched, layout_of, prepare_machine, stage_of, zero_config
+from bloodcell.engine.optim import add_l1, clip_gradients, set_learning_rate
+from bloodcell.engine.zero_config import launched, prepare_machine, stage_of, zero_config
 from bloodcell.engine.zero_pieces import pieces, read_pieces, write_pieces
 from shards.console import say
 from shards.errors import BadInput, EnvironmentFault
@@ -42,7 +42,7 @@ class Zero:
         self.steps, self.micro_batches = 0, config.train.micro_batches
         self._reduction = contextlib.ExitStack()
         self._shapes = {name: p.numel() for name, p in model.named_parameters()}
-        self._network = model
+        self._network, self._parameters = model, list[torch.Tensor](model.parameters())
         self.model = copy.deepcopy(model) if self.stage == 3 else model
         self._statistics = BatchNormStatistics(model)
         if self.stage:
@@ -102,7 +102,7 @@ class Zero:
 
     def _clip(self) -> torch.Tensor:
         add_l1(self.optimizer, self.config.l1)
-        return nn.utils.clip_grad_norm_(self._network.parameters(), self.config.clip or float("inf"))
+        return clip_gradients(self._parameters, self.config.clip)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -193,9 +193,10 @@ def _initialize(
     if folder is not None and dist.get_rank() == 0:
         say(f"DeepSpeed compiles an extension, once (about a minute of one core); it is kept in {folder}")
     dist.barrier()  # nobody asks whether it is there before the first rank has
-    layouts = [layout_of(p) for p in model.parameters()]
+    strides = [p.stride() for p in model.parameters()]
     for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # DeepSpeed sends weights out as bytes in a row
+        # DeepSpeed sends weights out as bytes in a row; contiguous() would let a 1x1 filter keep its strides.
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     with launched(device):
         import deepspeed
 
@@ -207,6 +208,7 @@ def _initialize(
             raise EnvironmentFault(what, folder or "", "is the compiler whole?") from error
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, dist_init_required=False)
     if config["zero_optimization"]["stage"] == 0:  # elsewhere weights now lie in rows
-        for parameter, layout in zip(model.parameters(), layouts, strict=True):
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+        for parameter, stride in zip(model.parameters(), strides, strict=True):
+            before = torch.empty_strided(parameter.shape, stride, dtype=parameter.dtype, device=parameter.device)
+            parameter.data = before.copy_(parameter.data)
     return engine

@@ -94,12 +94,6 @@ def prepare_machine(device: torch.device) -> Path | None:
     return None if (folder / f"{OP}.so").exists() else folder
 
 
-def layout_of(weight: torch.Tensor) -> torch.memory_format:
-    """Return how a weight lies in memory."""
-    last = weight.ndim == 4 and not weight.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def zero_config(config: Config, weights: int) -> dict[str, Any]:
     """Return DeepSpeed's configuration.
 

@@ -30,10 +30,10 @@ CPU = torch.device("cpu")
 
 
 def network() -> nn.Module:
-    """BatchNorm, no decay on biases, and matrices large enough to be cut between ranks also under ZeRO-3."""
+    """BatchNorm, a 1x1 filter (contiguous in every layout, whatever its strides), and weights that ZeRO-3 cuts up."""
     torch.manual_seed(0)
     first = [nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    second = [nn.Conv2d(16, 32, 3, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    second = [nn.Conv2d(16, 32, 3, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 1)]
     last = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 801), nn.ReLU(), nn.Linear(801, 4)]
     return nn.Sequential(*first, *second, *last)
 
