@@ -91,13 +91,12 @@ def write_pieces(
         shapes: elements of every weight.
     """
     wholes = _joined(saved, shapes)
-    fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
+    fused = any(group.get("fused") for group in optimizer.param_groups)  # such kernels count steps on the device
     for piece in found:
         state = optimizer.state[piece.flat]
         for key, value in wholes.get(piece.name, {}).items():
             if not isinstance(value, torch.Tensor) or value.ndim == 0:
-                moves = isinstance(value, torch.Tensor) and id(piece.flat) in fused
-                state[key] = value.to(piece.flat.device) if moves else value
+                state[key] = value.to(piece.flat.device) if fused and isinstance(value, torch.Tensor) else value
                 continue
             if key not in state:
                 state[key] = torch.zeros_like(piece.flat)

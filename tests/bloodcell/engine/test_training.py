@@ -289,9 +289,11 @@ def test_another_config_is_refused_with_the_difference(undisturbed: Path, small_
     assert len(done.err.strip().splitlines()) == 1
 
 
-def test_not_a_number_stops_with_the_samples(small_set: Path, small_net: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", *(pytest.param(f"zero{n}", marks=pytest.mark.slow) for n in range(4))])
+def test_not_a_number_stops_with_the_samples(small_set: Path, small_net: str, tmp_path: Path, strategy: str) -> None:
+    """DeepSpeed alone would leave such a step out and go on."""
     run = tmp_path / "run"
-    wild = ("--optim.lr", 1e30, "--optim.name", "sgd")
+    wild = ("--optim.lr", 1e30, "--optim.name", "sgd", "--engine.strategy", strategy)
     done = bloodcell(
         "train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST, *wild, ranks=2
     )
