@@ -58,6 +58,14 @@ class DataConfig:
     micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
     check: bool = about("compare the checksum of every image read with the index", True)
+    on_error: Literal["stop", "skip"] = about(
+        "what to do about a training sample that cannot be read: save and stop, or train without it (RUN/skipped.csv)",
+        "stop",
+        runtime=True,
+    )
+    timeout: Annotated[float, Meta(gt=0)] = about(
+        "seconds that reading one sample may take (at most half of engine.timeout and engine.stall)", 60.0, runtime=True
+    )
     mixup: Annotated[float, Meta(ge=0)] = about("alpha of mixup's Beta distribution; 0 is off", 0.0)
     cutmix: Annotated[float, Meta(ge=0)] = about("alpha of CutMix's; with mixup too, each image draws one of both", 0.0)
 

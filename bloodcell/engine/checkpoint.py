@@ -13,10 +13,8 @@ Training waits for one copy to host memory; a thread writes it, and is waited fo
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from safetensors import SafetensorError
 
 from bloodcell.engine.agree import gather_texts, raise_together, share
 from bloodcell.engine.background import Background
+from bloodcell.engine.checkpoint_folder import CheckpointFolder
 from bloodcell.engine.hostcopy import HostCopy, write_summed
 from bloodcell.engine.manifest import (
     DAMAGE,
@@ -35,16 +34,13 @@ from bloodcell.engine.manifest import (
     TREE,
     VERSION,
     rank_file,
-    read_manifest,
     read_state,
     verify,
 )
 from bloodcell.engine.tree import pack_tree
-from shards.atomic import disk_errors, new_folder, sync_directory
+from shards.atomic import disk_errors, new_folder
 from shards.console import warn
 from shards.errors import BadInput, EnvironmentFault
-
-DAMAGED = ".damaged"
 
 LEAVING_SECONDS = 60.0
 """How long a run that fails waits for a checkpoint that is being written."""
@@ -53,7 +49,7 @@ Progress = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints of a run. Every method but close() and path() is collective.
+    """The checkpoints of a run. Every method but close() is collective.
 
     Args:
         folder: RUN/checkpoints.
@@ -64,7 +60,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int, rank: int = 0, world: int = 1, synchronous: bool = False) -> None:
-        self.folder, self.keep, self.rank, self.world = folder, keep, rank, world
+        self.folder, self.keep, self.rank, self.world = CheckpointFolder(folder), keep, rank, world
         self.synchronous = synchronous
         self.damaged: list[dict[str, str]] = []
         """Checkpoints that the last load() passed over: {"checkpoint", "problem"}."""
@@ -112,7 +108,7 @@ class Checkpoints:
             self._common.take(shared)
             self._writer.start(lambda: self._write(step, tree, dict(progress), sharded, before))
         elif sharded:
-            self._writer.start(lambda: self._write_mine(self._target(step)))
+            self._writer.start(lambda: self._write_mine(self.folder.target(step)))
         if self.synchronous:
             self.wait()
 
@@ -142,14 +138,14 @@ class Checkpoints:
         """
         self.damaged = []
         if self.rank == 0 and name == "last":
-            self._tidy()
-        names = json.loads(share(json.dumps(self._names(name)))) if self.world > 1 else self._names(name)
+            self.folder.tidy()
+        names = self._candidates(name)
         problems: dict[str, str] = {}
         spare: str | None = None
         for found in names:
             if self._problem(found, problems):
                 continue
-            best = self._best_of(found)
+            best = self.folder.best_of(found)
             if best is None or not self._problem(best, problems):
                 return self._taken(name, found, best, problems)
             spare = spare or found
@@ -163,18 +159,10 @@ class Checkpoints:
                     self.folder,
                     "start again: the run goes on from before it",
                 )
-            raise BadInput(f"no checkpoint can be read ({said})", self.folder, "remove it to start anew")
+            raise BadInput(f"no checkpoint can be read ({said})", self.folder.path, "remove it to start anew")
         return None
 
-    def path(self, name: str) -> Path | None:
-        """Return the checkpoint that 'last' or 'best' points to."""
-        link = self.folder / name
-        return link.resolve() if link.exists() else None
-
     # Writing.
-
-    def _target(self, step: int) -> Path:
-        return self.folder / f"{step:08d}"
 
     def _any(self, mine: bool) -> bool:
         """Whether any rank has something of its own; then all have a file, and a group for the threads to agree in."""
@@ -192,16 +180,16 @@ class Checkpoints:
             raise problem
         bad = [text[1:] for text in said if text.startswith("!")]
         if bad:
-            raise EnvironmentFault(f"another rank could not write its part: {bad[0]}", self.folder)
+            raise EnvironmentFault(f"another rank could not write its part: {bad[0]}", self.folder.path)
         return said
 
     def _write(self, step: int, tree: Any, progress: Progress, sharded: bool, before: Callable[[], None]) -> None:
-        target = self._target(step)
+        target = self.folder.target(step)
         parts = self._write_mine(target) if sharded else {}
         try:
             with new_folder(target, replace=True) as folder:
                 for name in parts:
-                    os.rename(_aside(target, name), folder / name)
+                    os.rename(self.folder.aside(target, name), folder / name)
                 files = {**parts, MODEL: self._model.write(folder / MODEL), STATE: self._common.write(folder / STATE)}
                 text = json.dumps({"progress": progress, "state": tree}, allow_nan=True)
                 files[TREE] = write_summed(folder / TREE, text.encode())
@@ -210,18 +198,14 @@ class Checkpoints:
                 before()
         finally:
             for name in parts:
-                _aside(target, name).unlink(missing_ok=True)
-        with disk_errors(self.folder):
-            self._link("last", target.name)
-            if progress.get("best_step") == step:
-                self._link("best", target.name)
-            shutil.rmtree(self.folder / f"{target.name}{DAMAGED}", ignore_errors=True)
-            self._retain()
+                self.folder.aside(target, name).unlink(missing_ok=True)
+        with disk_errors(self.folder.path):
+            self.folder.saved(target, progress.get("best_step") == step, self.keep)
 
     def _write_mine(self, target: Path) -> dict[str, Any]:
         """Write this rank's file beside the folder that is to come; return the sums of those of all ranks."""
         name = rank_file(self.rank)
-        path, problem, written = _aside(target, name), None, ""
+        path, problem, written = self.folder.aside(target, name), None, ""
         try:
             with disk_errors(path):
                 written = json.dumps({name: self._mine.write(path)})
@@ -234,51 +218,26 @@ class Checkpoints:
             raise
         return {file: summed for text in said for file, summed in json.loads(text).items()}
 
-    def _link(self, name: str, target: str) -> None:
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(target)
-        os.replace(temporary, self.folder / name)
-        sync_directory(self.folder)
-
-    def _retain(self) -> None:
-        """Remove what is neither among the newest nor the best that one of these goes back to."""
-        names = self._names("last")
-        kept = set(names[: self.keep])
-        for name in names[: self.keep]:
-            with contextlib.suppress(*DAMAGE):  # it will be passed over when it is needed
-                kept.add(str(self._best_of(name)))
-        link = self.path("best")
-        for name in names:
-            if name not in kept and (link is None or name != link.name):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-
     # Reading.
 
-    def _names(self, name: str) -> list[str]:
-        """Return the folders that may be meant, the newest first."""
-        if name != "last":
-            path = self.path(name)
-            return [path.name] if path else []
-        return sorted((p.name for p in self.folder.glob("*") if p.name.isdigit()), key=int, reverse=True)
-
-    def _best_of(self, name: str) -> str | None:
-        """Return the checkpoint that was the best when this whole one was saved, if there was one."""
-        step = read_manifest(self.folder / name)["best_step"]
-        return f"{step:08d}" if step else None
+    def _candidates(self, name: str) -> list[str]:
+        """Return the checkpoints that may be meant, the newest first, as the first rank sees them."""
+        link = self.folder.linked(name)
+        names = self.folder.names() if name == "last" else [link.name] if link else []
+        return list(json.loads(share(json.dumps(names)))) if self.world > 1 else names
 
     def _problem(self, name: str, known: dict[str, str]) -> str:
         """Return what is wrong with a checkpoint, "" if nothing is; each rank reads its share of the files."""
         if name not in known:
             problem = ""
             try:
-                verify(self.folder / name, self.rank, self.world)
+                verify(self.folder.path / name, self.rank, self.world)
             except DAMAGE as error:
                 problem = str(error) or type(error).__name__
             said = gather_texts(problem) if self.world > 1 else [problem]
             known[name] = next(filter(None, said), "")
             if known[name] and self.rank == 0:
-                warn(f"checkpoint {self.folder / name} is damaged ({known[name]}); trying the one before")
+                warn(f"checkpoint {self.folder.path / name} is damaged ({known[name]}); trying the one before")
         return known[name]
 
     def _taken(
@@ -287,9 +246,9 @@ class Checkpoints:
         """Read a whole checkpoint; put aside what is damaged or was saved after it, and let the links lead to it."""
         problem: Exception | None = None
         try:
-            state, progress = read_state(self.folder / name)
+            state, progress = read_state(self.folder.path / name)
         except (*DAMAGE, SafetensorError) as error:
-            problem = EnvironmentFault(f"a checkpoint cannot be read: {error}", self.folder / name, "start again")
+            problem = EnvironmentFault(f"a checkpoint cannot be read: {error}", self.folder.path / name, "start again")
         raise_together(problem)
         self.damaged = [{"checkpoint": bad, "problem": said} for bad, said in problems.items() if said]
         if best is None and progress.get("best_step"):
@@ -297,35 +256,6 @@ class Checkpoints:
             if self.rank == 0:
                 warn(f"the best checkpoint before {name} is lost too: the best is chosen anew from there on")
         if self.rank == 0 and wanted == "last":
-            self._settle(name, best, {bad for bad, said in problems.items() if said})
+            self.folder.go_back(name, best, {bad for bad, said in problems.items() if said})
         raise_together(None)  # nobody reads on while folders move
         return state, progress
-
-    def _settle(self, name: str, best: str | None, damaged: set[str]) -> None:
-        later = {found for found in self._names("last") if int(found) > int(name)}
-        for bad in sorted(later | damaged):
-            aside = self.folder / f"{bad}{DAMAGED}"
-            shutil.rmtree(aside, ignore_errors=True)
-            if (self.folder / bad).exists():
-                os.rename(self.folder / bad, aside)
-        self._link("last", name)
-        if best is None:
-            (self.folder / "best").unlink(missing_ok=True)
-        else:
-            self._link("best", best)
-
-    def _tidy(self) -> None:
-        """Remove what a process left behind that was killed while it wrote; take back what it was replacing."""
-        for old in self.folder.glob("*.old"):
-            whole = old.with_suffix("")
-            if not whole.exists():
-                os.rename(old, whole)
-        for rest in (*self.folder.glob("*.old"), *self.folder.glob("*.partial")):
-            shutil.rmtree(rest, ignore_errors=True)
-        for rest in self.folder.glob(".*"):
-            rest.unlink(missing_ok=True)
-
-
-def _aside(target: Path, name: str) -> Path:
-    """Return where a rank's file lies until the folder of its checkpoint is put together."""
-    return target.with_name(f".{target.name}.{name}")

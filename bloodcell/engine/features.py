@@ -13,8 +13,8 @@ from torch import nn
 
 from bloodcell.data.loader import Loader
 from bloodcell.data.order import EvaluationOrder
-from bloodcell.data.pipeline import Request
 from bloodcell.data.policies import POLICIES
+from bloodcell.data.request import Request
 from bloodcell.data.shardset import Reader, ShardSet
 from bloodcell.engine.inference import Inference, as_ranges, evaluating
 from bloodcell.models.heads import head_of
@@ -36,9 +36,8 @@ def penultimate(inference: Inference, model: nn.Module, ids: np.ndarray) -> np.n
     """
     order = EvaluationOrder(as_ranges(ids), inference.batch)
     view = replace(inference.view, policy=POLICIES["none"])
-    loader = Loader(
-        inference.shards, _requests(order), view, inference.batch, inference.threads, inference.device, inference.check
-    )
+    how = (inference.batch, inference.threads, inference.device, inference.reading)
+    loader = Loader(inference.shards, _requests(order), view, *how)
     with evaluating(model), tapped(model) as tap, loader, torch.inference_mode():
         seen = [tap(batch.images) for batch in loader]
     return torch.cat(seen)[: order.length].cpu().numpy()

@@ -15,7 +15,9 @@ from bloodcell.data.loader import Batch, Loader, evaluation_requests
 from bloodcell.data.order import EvaluationOrder
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES
+from bloodcell.data.reading import Reading
 from bloodcell.data.shardset import ShardSet
+from bloodcell.engine.agree import raise_together
 from bloodcell.engine.ddp import autocast
 from bloodcell.engine.orientations import oriented_logits
 from bloodcell.engine.preemption import stoppable
@@ -23,6 +25,7 @@ from bloodcell.evaluation.external import LabelMap
 from bloodcell.evaluation.predictions import Predictions, assemble
 from bloodcell.ranks import Ranks
 from shards.console import progress
+from shards.errors import Unreadable
 
 ALL = "all"
 """Name for all samples of a set, whatever their split."""
@@ -40,7 +43,7 @@ class Inference:
         device: of this rank.
         precision: fp32, bf16 or fp16.
         ranks: this process's place.
-        check: compare every image with its checksum.
+        reading: how samples are read; a table of predictions never leaves one out.
         name: of the run, for the table.
         orientations: in how many of the eight orientations each image is shown; probabilities are averaged.
         labels: how the classes of the set become those of the network, None where they are the same.
@@ -53,7 +56,7 @@ class Inference:
     device: torch.device
     precision: str
     ranks: Ranks
-    check: bool
+    reading: Reading
     name: str
     orientations: int = 1
     labels: LabelMap | None = None
@@ -65,7 +68,7 @@ class Inference:
 
         Raises:
             BadInput: no sample of the split has a class of the network.
-            EnvironmentFault: a sample cannot be read.
+            Unreadable: a sample cannot be read; on all ranks alike.
             Stopped: a signal asked a rank to stop (only while a run trains).
             Fault: a sample is missing or doubled, or a logit is not finite.
         """
@@ -86,12 +89,12 @@ class Inference:
         order = EvaluationOrder(ranges, self.batch)
         view = replace(self.view, policy=POLICIES["none"])
         requests = evaluation_requests(order, self.ranks.world, self.ranks.rank)
-        loader = Loader(self.shards, requests, view, self.batch, self.threads, self.device, self.check)
+        loader = Loader(self.shards, requests, view, self.batch, self.threads, self.device, self.reading)
         with evaluating(model), loader:
             batches: Iterable[Batch] = loader
             if self.ranks.first:
                 batches = progress(loader, doing, order.batches_per_rank(self.ranks.world))
-            mine = self._apply(model, batches)
+            mine = self._together(model, batches)
         parts = [gather(values) for values in mine]
         if not self.ranks.first:
             return None
@@ -103,6 +106,16 @@ class Inference:
         """Return the ids of the samples that are predicted as half-open ranges, int64 [ranges, 2]."""
         ids = split_ids(self.shards, split)
         return as_ranges(ids if self.labels is None else ids[self.labels.kept(self.shards.index["label"][ids])])
+
+    def _together(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[torch.Tensor, ...]:
+        """Apply the network; a sample that this rank cannot read is everybody's error. Collective."""
+        problem: Unreadable | None = None
+        try:
+            mine = self._apply(model, batches)
+        except Unreadable as error:
+            problem = error
+        raise_together(problem)
+        return mine
 
     @torch.inference_mode()
     def _apply(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -13,8 +13,9 @@ from torch import nn
 from bloodcell.config import Config
 from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
-from bloodcell.data.pipeline import View
+from bloodcell.data.pipeline import PREFETCH, View
 from bloodcell.data.policies import POLICIES, find_policy
+from bloodcell.data.reading import Reading
 from bloodcell.data.sampling import dealt, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
@@ -26,6 +27,7 @@ from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
 from bloodcell.engine.preemption import Lead
+from bloodcell.engine.skipped import left_out_facts, write_left_out
 from bloodcell.engine.strategies import check_strategy, joined_norms, make_strategy
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
@@ -34,6 +36,9 @@ from bloodcell.runfolder import RunFolder, Status
 from bloodcell.tracking import Tracker, check_tracking
 from shards.console import say
 from shards.errors import BadInput
+
+LOOK_AHEAD = 2
+"""Steps whose samples are read before a step ends: what it tells the others is looked at when the next one ends."""
 
 
 @dataclass
@@ -60,6 +65,8 @@ class Job:
     lead: Lead
     stall_seconds: float = 0.0
     """How long training waited for the last checkpoint."""
+    told_left_out: int = -1
+    """How many samples left out were listed last; -1 before the first time."""
 
     def split(self, name: str) -> str:
         """Return the set's name for 'train', 'val' or 'test' under the chosen fold."""
@@ -87,6 +94,7 @@ class Job:
         self.checkpoints.save(step, common, mine, progress, before=self.tracker.sync)
         self.stall_seconds = time.perf_counter() - begin
         self.status.values.update(
+            step=step,
             checkpoint_stall_seconds=round(self.stall_seconds, 4),
             checkpoint_write_seconds=round(self.checkpoints.write_seconds, 4),
         )
@@ -117,6 +125,14 @@ class Job:
             data_wait=round(meter.waited / max(meter.seconds, 1e-9), 4),
             lineage=progress.lineage,
         )
+        self.tell_left_out(progress)
+
+    def tell_left_out(self, progress: Any) -> None:
+        """List the samples that were left out, in status.json and RUN/skipped.csv, when their number has changed."""
+        if len(progress.left_out) != self.told_left_out and self.ranks.first:
+            self.told_left_out = len(progress.left_out)
+            self.status.update(left_out=left_out_facts(self.shards, progress.left_out))
+            write_left_out(self.run.path, self.shards, progress.left_out)
 
 
 def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
@@ -131,6 +147,8 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     check_views(config)
     check_optimizer(config.optim.name)
     check_strategy(config)
+    if config.data.on_error == "skip" and not config.data.check:
+        raise BadInput("samples cannot be left out unless they are checked", "data.on_error", "set data.check to true")
     Freezing(outline, config.model)
     for name in ("train", "val"):
         shards.info.count(shards.split_name(name, config.data.fold))
@@ -270,9 +288,15 @@ def make_inference(
         device=device,
         precision=config.engine.precision,
         ranks=ranks,
-        check=config.data.check,
+        reading=make_reading(config),
         name=name,
     )
+
+
+def make_reading(config: Config, slots: int = 0, skip: bool = False) -> Reading:
+    """Return how samples are read: ahead by what the ranks must know before they enter a step of so many slots."""
+    patience = min(config.data.timeout, config.engine.timeout / 2, config.engine.stall / 2)
+    return Reading(config.data.check, skip, patience, depth=LOOK_AHEAD * slots + PREFETCH)
 
 
 def example(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bloodcell.data.loader import Loader
-from bloodcell.data.pipeline import Request
+from bloodcell.data.request import Request
 from bloodcell.engine.batchnorm import BatchNormStatistics
 from bloodcell.engine.inference import split_ids
 from bloodcell.engine.subject import Subject
@@ -153,9 +153,8 @@ def estimate_statistics(model: nn.Module, subject: Subject) -> None:
         module.reset_running_stats()
         module.momentum = None  # the plain mean over all batches
     if len(mine):
-        loader = Loader(
-            subject.shards, _requests(mine), inference.view, size, inference.threads, inference.device, inference.check
-        )
+        how = (size, inference.threads, inference.device, inference.reading)
+        loader = Loader(subject.shards, _requests(mine), inference.view, *how)
         with loader:
             for batch in loader:
                 model(batch.images)

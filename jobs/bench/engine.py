@@ -28,7 +28,7 @@ STRATEGIES = ("ddp", "zero0", "zero1", "zero2", "zero3")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: the network, pixels, images of a micro-batch, ranks, turns, and steps of each turn."""
+    """What is measured: the network, pixels, images of a micro-batch, ranks, turns, steps of each turn, state saved."""
 
     model: str = "resnet10t"
     size: int = 96
@@ -37,9 +37,10 @@ class Sizes:
     repeats: int = 20
     steps: int = 5
     strategies: tuple[str, ...] = STRATEGIES
+    megabytes: int = 64
 
 
-QUICK = Sizes("cnn5", 32, 8, 2, 2, 2, ("ddp", "zero2"))
+QUICK = Sizes("cnn5", 32, 8, 2, 2, 2, ("ddp", "zero2"), 1)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +77,7 @@ def run(sizes: Sizes, command: str) -> Result:
         BadInput: a number is too small, or no such network.
         Fault: the ranks failed; with the last line that they wrote.
     """
+    from jobs.bench.stall import stall_rows
     from shards.pack import PackOptions, pack
     from shards.synth import SynthOptions, synthesise
 
@@ -88,7 +90,7 @@ def run(sizes: Sizes, command: str) -> Result:
         options = PackOptions(split="50/50/0", table=str(place / "images" / "truth.csv"), group_column="patient")
         pack(place / "images", place / "set", options)
         found = _measure(place, sizes)
-    return Result(command, rows(found))
+    return Result(command, [*rows(found), *stall_rows(sizes.megabytes, sizes.repeats)])
 
 
 def _measure(place: Path, sizes: Sizes) -> dict[str, Any]:
@@ -110,7 +112,7 @@ def _measure(place: Path, sizes: Sizes) -> dict[str, Any]:
 
 
 def rows(found: dict[str, Any]) -> list[Row]:
-    """Return the rows of what the ranks measured: {"step": {name: CPU-s}, "wall": ..., "stall": ..., ...}."""
+    """Return the rows of what the ranks measured: {"step": {name: CPU-s}, "wall": ..., "other": ...}."""
     table = []
     for title, unit in (("step", "CPU-ms/step"), ("wall", "ms/step")):
         for name, seconds in found[title].items():
@@ -128,17 +130,6 @@ def rows(found: dict[str, Any]) -> list[Row]:
             )
     low, middle, high = overhead(found["step"]["ddp"], found["step"][BARE])
     table.append(Row("ddp over bare, 95 % interval", middle, "%", low, high))
-    stall = found["stall"]
-    table.append(measured("synchronous save, training waits", stall["synchronous"], "s"))
-    table.append(
-        measured(
-            "asynchronous save, training waits",
-            stall["asynchronous"],
-            "s",
-            "synchronous save, training waits",
-            stall["synchronous"],
-        )
-    )
     for name, value, unit in found["other"]:
         table.append(Row(name, value, unit))
     return table

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -22,7 +22,7 @@ from bloodcell.engine.guard import Guard
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer
 from bloodcell.engine.resolve import resolve
-from bloodcell.engine.setup import Job, check, make_model, prepare
+from bloodcell.engine.setup import Job, check, make_model, make_reading, prepare
 from bloodcell.engine.train import Progress, take_step
 from bloodcell.ranks import Ranks, discover, process_group, set_threads
 from bloodcell.runfolder import RunFolder, Status
@@ -31,8 +31,6 @@ from jobs.bench.engine import BARE, Sizes
 RATE = 1e-4
 BATCHES = 8
 """Micro-batches held in memory."""
-STALLS = 5
-"""Checkpoints of each kind."""
 
 
 def main(place: Path) -> None:
@@ -55,7 +53,7 @@ def main(place: Path) -> None:
         for name in sizes.strategies[1:]:
             cases[name] = _ours(_job(configs[name], place, ranks, shards), batches)
         cpu, wall = _turns(cases, sizes)
-        found = {"step": cpu, "wall": wall, "stall": _stalls(ddp), "other": _other(ddp, first)}
+        found = {"step": cpu, "wall": wall, "other": _other(ddp, first)}
         if ranks.first:
             (place / "found.json").write_text(json.dumps(found))
 
@@ -88,7 +86,8 @@ def _batches(job: Job) -> Iterator[Batch]:
     """Yield the first micro-batches of this rank again and again, decoded once."""
     config, plan = job.config, job.plan
     requests = training_requests(job.order, job.ranks.world, job.ranks.rank, 0, plan.steps)
-    loader = Loader(job.shards, requests, job.view, plan.micro_batch, 1, job.device, config.data.check)
+    reading = make_reading(config, plan.slots, False)
+    loader = Loader(job.shards, requests, job.view, plan.micro_batch, 1, job.device, reading)
     with loader:
         held = [
             replace(batch, images=batch.images.clone(), labels=batch.labels.clone())
@@ -122,8 +121,9 @@ def _ours(job: Job, batches: Iterator[Batch]) -> Callable[[], None]:
     job.strategy.model.train()
 
     def step() -> None:
-        report = take_step(job, guard, batches, state.step, RATE)
+        report = guard.end(take_step(job, guard, batches, state.step, RATE))
         state.step += 1
+        job.average.update(state.step)
         state.note(report)
         meter.note(report)
         meter.step(0.0)
@@ -148,19 +148,6 @@ def _turns(cases: dict[str, Callable[[], None]], sizes: Sizes) -> tuple[dict[str
                 cpu[name].append(float(took[0]) / sizes.steps)
                 wall[name].append(float(took[1]) / sizes.steps / sizes.ranks)
     return cpu, wall
-
-
-def _stalls(job: Job) -> dict[str, list[float]]:
-    """Return the seconds that training waits for a checkpoint, written in its own time and beside it, in turn."""
-    waits: dict[str, list[float]] = {"synchronous": [], "asynchronous": []}
-    for number in range(1, 2 * STALLS + 1):
-        kind = "synchronous" if number % 2 else "asynchronous"
-        job.checkpoints.synchronous = kind == "synchronous"
-        job.checkpoints.wait()
-        job.save(number, asdict(Progress(step=number)))
-        waits[kind].append(job.stall_seconds)
-    job.checkpoints.wait()
-    return waits
 
 
 def _other(job: Job, first: float) -> list[tuple[str, float, str]]:

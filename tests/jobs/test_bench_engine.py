@@ -18,12 +18,10 @@ def test_the_interval_of_paired_differences_is_students() -> None:
 
 def test_deepspeed_is_compared_with_our_ddp_and_that_with_the_bare_loop() -> None:
     figures = {BARE: [1.0, 1.0], "ddp": [1.1, 1.3], "zero2": [2.2, 2.6]}
-    stall = {"synchronous": [2.0], "asynchronous": [0.5]}
-    table = {row.name: row for row in rows({"step": figures, "wall": figures, "stall": stall, "other": []})}
+    table = {row.name: row for row in rows({"step": figures, "wall": figures, "other": []})}
     assert (table["zero2, step"].baseline, table["zero2, step"].ratio) == ("ddp, step", pytest.approx(2.0))
     assert (table["ddp, step"].baseline, table["ddp, step"].ratio) == (f"{BARE}, step", pytest.approx(1.2))
     assert table[f"{BARE}, step"].ratio is None
-    assert table["asynchronous save, training waits"].ratio == pytest.approx(0.25)
 
 
 def test_numbers_that_are_too_small_are_refused() -> None:
