@@ -117,9 +117,10 @@ class Status:
         self._begin = time.time()
 
     def tick(self, **values: Any) -> None:
-        """Change some values; write the file if some seconds have passed since it was last written."""
+        """Change some values; write the file if the state is another one, or some seconds after it was last written."""
+        begins = values.get("state", self.values.get("state")) != self.values.get("state")
         self.values.update(values)
-        if time.time() - self.values.get("time", 0) >= TICK_SECONDS:
+        if begins or time.time() - self.values.get("time", 0) >= TICK_SECONDS:
             self.update()
 
     def update(self, **values: Any) -> None:

@@ -16,6 +16,7 @@ BENCHES = {
         "a training step beside a bare DDP loop, DeepSpeed beside DDP, checkpoints, start-up",
     ),
     "pack": ("jobs.bench.pack", "packing: writing beside webdataset and tar, examination, two workers, memory"),
+    "faults": ("jobs.bench.faults", "random faults over small trainings: none may lose anything; times to recover"),
     "near": ("jobs.bench.near", "the near-duplicate search among 10^6 drawn cells with planted copies"),
     "scan": ("jobs.bench.scan", "recall and precision of each detector of scan on planted defects"),
 }
