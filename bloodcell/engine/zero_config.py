@@ -82,6 +82,7 @@ def prepare_machine(device: torch.device) -> Path | None:
 
     To be called before DeepSpeed is imported.
     """
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # "No CUDA runtime is found": we know
     from torch.utils.cpp_extension import _get_build_directory
 
     os.environ["DS_ACCELERATOR"] = device.type

@@ -131,8 +131,9 @@ FLAGS: dict[str, dict[str, object]] = {
     "bf16": {"engine.precision": "bf16"},
     "rmsprop": {"optim.name": "rmsprop"},
 }
-ROUNDING = {"clipped": 1e-5, "sgd, L1, smaller steps for earlier layers": 1e-6}
-"""Above stage 0 DeepSpeed clips by a norm that it sums in its own order, and L1 is added before ranks are summed."""
+ROUNDING = {"clipped": 1e-4, "sgd, L1, smaller steps for earlier layers": 1e-6}
+"""Above stage 0 DeepSpeed clips by a norm that it sums in its own order (AdamW, which divides by the gradients' own
+size, shows it most), and L1 is added before ranks are summed."""
 
 
 @pytest.mark.slow
