@@ -109,8 +109,9 @@ class Status:
     """
 
     def __init__(self, run: RunFolder, write: bool) -> None:
-        self.run, self.writes = run, write
-        before = run.read("status.json") or {}
+        self.run, self.first, self.writes = run, write, write
+        self.before: dict[str, Any] = run.read("status.json") or {}
+        before = self.before
         self.values: dict[str, Any] = {"attempt": int(before.get("attempt", 0)) + 1}
         self.spent = float(before.get("wall_seconds", 0.0))
         self._begin = time.time()

@@ -185,9 +185,7 @@ def plan_runs(
 def _later(parsed: argparse.Namespace, base: Config, flags: Flat, path: Path | None) -> Run:
     """A run on a set that a job before it will pack: nothing can be resolved yet, so the job gets recipe and flags."""
     if path is None or "data.set" not in flags:
-        raise BadInput(
-            "a chain with pack needs to know the set and the run", "command line", "add --data SET --run DIR"
-        )
+        raise BadInput("a chain with pack needs a set and a run", "command line", "add --data SET --run DIR")
     override(base, flags)
     given = [word for key, value in flags.items() if key != "data.set" for word in (f"--{key}", str(value))]
     recipe = str(Path(parsed.recipe).resolve()) if parsed.recipe.endswith(".toml") else parsed.recipe

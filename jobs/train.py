@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bloodcell.config import Config, Flat, difference, encode, fields, override, parse_flags, read_recipe
 from jobs.slurm.ends import place, recorded
-from shards.errors import BadInput, EnvironmentFault, Fault, Stop, nearest
+from shards.errors import BadInput, Fault, Stop, nearest
 
 if TYPE_CHECKING:
     from bloodcell.data.shardset import ShardSet
@@ -73,16 +73,22 @@ def recipe_file(name: str) -> Path:
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Train; return the run's result and the lines for people."""
-    with recorded(parsed.run):
-        base, recipe, path = start_from(parsed.recipe, parsed.run)
-        flags = parse_flags(parsed.flags)
-        if parsed.data is not None:
-            flags["data.set"] = str(parsed.data)
-        if parsed.folds:
-            from jobs.folds import train_folds
+    from bloodcell.engine.preemption import Listener
 
-            return train_folds(base, recipe, flags, path)
-        return train(base, recipe, flags, path)
+    with recorded(parsed.run), Listener():  # before torch is loaded, which takes seconds
+        return _run(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    base, recipe, path = start_from(parsed.recipe, parsed.run)
+    flags = parse_flags(parsed.flags)
+    if parsed.data is not None:
+        flags["data.set"] = str(parsed.data)
+    if parsed.folds:
+        from jobs.folds import train_folds
+
+        return train_folds(base, recipe, flags, path)
+    return train(base, recipe, flags, path)
 
 
 def start_from(recipe: str | None, path: Path | None) -> tuple[Config, str, Path | None]:
@@ -101,7 +107,7 @@ def start_from(recipe: str | None, path: Path | None) -> tuple[Config, str, Path
 def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[dict[str, Any], list[str]]:
     """Train `base` changed by `flags` in the run folder `path` (or the one its name leads to)."""
     from bloodcell.engine.setup import check
-    from bloodcell.ranks import discover, process_group, set_threads
+    from bloodcell.ranks import discover, set_threads
     from bloodcell.runfolder import Status
 
     ranks = discover()
@@ -113,9 +119,10 @@ def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[di
     status.values.update(command=command, world=ranks.world, node=platform.node(), **place())
     import torch
 
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is loaded
     torch.use_deterministic_algorithms(config.engine.deterministic)
-    with process_group(ranks, torch.device(config.engine.device), config.engine.timeout):
-        return _guarded(config, content, folder, status, ranks, shards)
+    return _guarded(config, content, folder, status, ranks, shards)
 
 
 def settle(
@@ -175,32 +182,35 @@ def _guarded(
     config: Config, content: dict[str, Any], folder: RunFolder, status: Any, ranks: Ranks, shards: ShardSet
 ) -> tuple[dict[str, Any], list[str]]:
     """Run, and leave in status.json why it ended, whatever happened."""
-    from bloodcell.engine.run import execute, failure
+    import torch
 
-    try:
-        results = execute(config, content, folder, status, ranks, shards)
-    except Stop as problem:
+    from bloodcell.engine.peers import peer_fault
+    from bloodcell.engine.preemption import started
+    from bloodcell.engine.run import execute, failure
+    from bloodcell.engine.watchdog import Watchdog
+    from bloodcell.ranks import process_group
+
+    def note(problem: Stop) -> None:
         failure(folder, status, problem.code, problem)
+
+    engine, watchdog = config.engine, None
+    try:
+        started(note, starting=True)
+        with process_group(ranks, torch.device(engine.device), engine.timeout):
+            patience = engine.timeout + 30  # a collective that gives up by itself says more
+            with Watchdog(folder.path, ranks, status.values["attempt"], engine.stall, patience, note) as watchdog:
+                results = execute(config, content, folder, status, ranks, shards)
+    except Stop as problem:
+        note(problem)
         raise
     except Exception as error:
-        peer = _peer_fault(error)
+        peer = peer_fault(error, ranks, watchdog.fed.step if watchdog else 0)
         failure(folder, status, peer.code if peer else Fault.code, peer or error)
         if peer:
             raise peer from error
         raise
-    status.update(state="done", outcome={"code": 0, "what": "finished"})
+    status.update(state="done", outcome={"code": 0, "kind": "done", "what": "finished"})
     return _report(results, folder, shards, ranks)
-
-
-def _peer_fault(error: Exception) -> EnvironmentFault | None:
-    """Return a clear error if a collective failed because another rank is gone."""
-    text = str(error)
-    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "Broken pipe")
-    if not any(sign in text for sign in signs):
-        return None
-    return EnvironmentFault(
-        "another rank is gone", text.splitlines()[0][:200], "start the same command again: the run goes on"
-    )
 
 
 def _report(

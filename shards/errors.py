@@ -47,6 +47,10 @@ class Stopped(Stop):
     code = 85
 
 
+class Preempted(Stopped):
+    """A signal asked for it: a launcher that wants its machine back, or a person."""
+
+
 class Fault(Stop):
     """Something inside went wrong; starting again will not help."""
 

@@ -140,6 +140,15 @@ class EngineConfig:
     channels_last: bool = about("memory layout of images and convolutions", True)
     threads: Annotated[int, Meta(ge=0)] = about("torch threads of each rank; 0 is auto", 0)
     timeout: Annotated[float, Meta(gt=0)] = about("seconds after which a collective gives up", 600.0, runtime=True)
+    stall: Annotated[float, Meta(gt=0)] = about(
+        "seconds without a step or an evaluation batch after which a process ends itself", 180.0, runtime=True
+    )
+    max_attempts: Annotated[int, Meta(ge=0)] = about(
+        "starts in a row that may save nothing new before the run is given up; 0 is any number", 10, runtime=True
+    )
+    max_deaths: Annotated[int, Meta(ge=0)] = about(
+        "starts in a row that may die in the same step before the run is given up; 0 is any number", 3, runtime=True
+    )
     deterministic: bool = about("refuse operations without a deterministic form", False)
 
 

@@ -72,8 +72,7 @@ class Checkpoints:
             EnvironmentFault: the disk is full or fails; nothing is left of this checkpoint, older ones are whole.
         """
         target = self.folder / f"{step:08d}"
-        if not self._whole(target):
-            shutil.rmtree(target, ignore_errors=True)
+        if not self._whole(target, progress):
             self._write(target, state, progress)
         self._link("last", target)
         if best:
@@ -107,7 +106,7 @@ class Checkpoints:
     def _write(self, target: Path, state: dict[str, Any], progress: dict[str, Any]) -> None:
         rest: dict[str, torch.Tensor] = {}
         tree = pack_tree({key: value for key, value in state.items() if key != "model"}, rest)
-        with new_folder(target) as folder:
+        with new_folder(target, replace=True) as folder:
             _save_file({k: v.contiguous() for k, v in state["model"].items()}, folder / FILES[0])
             _save_file(rest, folder / FILES[1])
             sums = {name: _sha256(folder / name) for name in FILES}
@@ -122,11 +121,17 @@ class Checkpoints:
         state = unpack_tree(content["state"], load_file(path / FILES[1]))
         return {**state, "model": load_file(path / FILES[0])}, content["progress"]
 
-    def _whole(self, path: Path) -> bool:
-        """Whether the checkpoint is there (from before a restart: the same step has the same state) and undamaged."""
+    def _whole(self, path: Path, progress: dict[str, Any]) -> bool:
+        """Whether the checkpoint is there (from before a restart: the same step has the same state) and undamaged.
+
+        With other progress it is another one: a signal may have come between a step and its validation.
+        """
         try:
-            sums = json.loads((path / "state.json").read_text(encoding="utf-8"))["sha256"]
-            return all(_sha256(path / name) == expected for name, expected in sums.items())
+            content = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            sums = content["sha256"]
+            return content["progress"] == progress and all(
+                _sha256(path / name) == expected for name, expected in sums.items()
+            )
         except (OSError, ValueError, KeyError):
             return False
 

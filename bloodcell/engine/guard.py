@@ -1,4 +1,5 @@
-"""What all ranks agree on after every step: is everything finite, what was the loss, which samples were consumed.
+"""What all ranks agree on after every step: is everything finite, what was the loss, which samples were consumed,
+did a signal ask one of them to stop.
 
 One small sum over ranks per step carries it all. Its result is looked at one step later, so that the host never waits
 for the device; nothing is saved before it was looked at.
@@ -15,6 +16,7 @@ import torch.distributed as dist
 
 from bloodcell.data.order import DIGEST_MASK, step_digest
 from bloodcell.data.pipeline import Request
+from bloodcell.engine.preemption import asked
 from shards.errors import Fault
 
 LIMB = 21
@@ -55,6 +57,8 @@ class Guard:
         self.device, self.describe, self.check_norm = device, describe, check_norm
         self._current: StepRecord | None = None
         self._last: StepRecord | None = None
+        self.stop = False
+        """Whether a signal asked any rank to stop, as far as the reports that were read say: alike on all ranks."""
 
     def begin(self, step: int) -> None:
         """Start a step."""
@@ -83,7 +87,7 @@ class Guard:
         sums = torch.cat(
             [
                 torch.stack([bad, losses.sum(), torch.full_like(bad, len(losses)), norm.detach().double()]),
-                torch.tensor(limbs, dtype=torch.float64).to(self.device, non_blocking=True),
+                torch.tensor([float(asked()), *limbs], dtype=torch.float64).to(self.device, non_blocking=True),
             ]
         )
         report = self._read(before)
@@ -102,7 +106,8 @@ class Guard:
             return None
         if record.ready is not None:
             record.ready.synchronize()
-        bad, loss, count, norm, *limbs = record.total.tolist()
+        bad, loss, count, norm, signalled, *limbs = record.total.tolist()
+        self.stop = self.stop or signalled > 0
         if bad:
             self._fail(record)
         digest = sum(int(limb) << (LIMB * i) for i, limb in enumerate(limbs)) & DIGEST_MASK

@@ -18,6 +18,7 @@ from bloodcell.data.policies import POLICIES
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.ddp import autocast
 from bloodcell.engine.orientations import oriented_logits
+from bloodcell.engine.preemption import stoppable
 from bloodcell.evaluation.external import LabelMap
 from bloodcell.evaluation.predictions import Predictions, assemble
 from bloodcell.ranks import Ranks
@@ -65,6 +66,7 @@ class Inference:
         Raises:
             BadInput: no sample of the split has a class of the network.
             EnvironmentFault: a sample cannot be read.
+            Stopped: a signal asked a rank to stop (only while a run trains).
             Fault: a sample is missing or doubled, or a logit is not finite.
         """
         ranges = self.ranges(split)
@@ -106,7 +108,7 @@ class Inference:
     def _apply(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return ids int64 [n], outputs float32 [n, width] and valid uint8 [n] of this rank, on the host."""
         ids, logits, valid = [], [], []
-        for batch in batches:
+        for batch in stoppable(batches, "an evaluation is not finished"):
             with autocast(self.device, self.precision):
                 logits.append(oriented_logits(model, batch.images, self.orientations))
             ids.append(torch.from_numpy(batch.request.ids))

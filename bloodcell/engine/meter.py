@@ -45,6 +45,11 @@ class Meter:
         self.images += self.global_batch
         self._mark, self._waited = now, waited
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean seconds of a step so far."""
+        return self.seconds * self.global_batch / self.images if self.images else 0.0
+
     def note(self, report: StepReport | None) -> None:
         """Take in the report of a finished step."""
         if report is not None:

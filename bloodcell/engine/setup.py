@@ -26,6 +26,7 @@ from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
+from bloodcell.engine.preemption import Lead
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
@@ -56,6 +57,7 @@ class Job:
     inference: Inference
     checkpoints: Checkpoints
     tracker: Tracker
+    lead: Lead
 
     def split(self, name: str) -> str:
         """Return the set's name for 'train', 'val' or 'test' under the chosen fold."""
@@ -236,6 +238,7 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         inference=inference,
         checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep),
         tracker=Tracker(),
+        lead=Lead(speaks=ranks.first),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -12,8 +13,10 @@ from bloodcell.data.loader import Loader, training_requests
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
+from bloodcell.engine.preemption import stopped
 from bloodcell.engine.setup import Job
 from bloodcell.engine.validate import Validation
+from bloodcell.engine.watchdog import feed
 from bloodcell.runfolder import STOP_FILE
 from shards.console import progress, say
 from shards.errors import Stopped
@@ -33,6 +36,7 @@ class Progress:
         flat: validations since the best one or the last fall.
         finished: nothing is left to train.
         planned: steps of the plan when this was saved.
+        unvalidated: a validation is due after this step; a signal came before it was done.
     """
 
     step: int = 0
@@ -44,6 +48,7 @@ class Progress:
     flat: int = 0
     finished: bool = False
     planned: int = 0
+    unvalidated: bool = False
 
     def note(self, report: StepReport | None) -> None:
         """Take in the samples of a finished step."""
@@ -66,13 +71,15 @@ def train(job: Job, state: Progress) -> Progress:
 
     Raises:
         Fault: a loss is not finite (the samples are named).
-        Stopped: RUN/stop asked for it; everything is saved.
+        Stopped: RUN/stop or a signal asked for it; everything is saved.
         EnvironmentFault: a sample cannot be read, the disk is full, a peer is gone.
     """
     config, plan, strategy, ranks = job.config, job.plan, job.strategy, job.ranks
     guard = Guard(job.device, job.shards.describe, check_norm=config.engine.precision != "fp16")
     meter = Meter(job.device, plan.global_batch)
     validation = Validation(job)
+    if state.unvalidated and settle(job, state, validation, meter, False, False):
+        return state
     requests = training_requests(job.order, ranks.world, ranks.rank, state.step, plan.steps)
     with Loader(
         job.shards, requests, job.view, plan.micro_batch, config.data.threads, job.device, config.data.check
@@ -81,6 +88,7 @@ def train(job: Job, state: Progress) -> Progress:
         meter.restart(loader.waited)
         strategy.model.train()
         for step in _shown(range(state.step, plan.steps), plan.steps, ranks.first):
+            feed("training", step)
             job.thaw(step)
             guard.begin(step)
             for slot in range(plan.slots):
@@ -99,36 +107,54 @@ def train(job: Job, state: Progress) -> Progress:
             meter.note(report)
             meter.step(loader.waited)
 
-            evaluates, saves = plan.evaluates_after(state.step), plan.saves_after(state.step)
-            if evaluates or saves or state.step % config.tracking.log_every == 0:
+            pauses = plan.evaluates_after(state.step) or plan.saves_after(state.step) or guard.stop
+            if pauses or state.step % config.tracking.log_every == 0:
                 report = guard.flush()  # whatever is not finite must show before anything is kept
                 state.note(report)
                 meter.note(report)
                 job.tracker.log(state.step, meter.record(rate), plan.epoch(state.step))
-            if evaluates:
-                best = state.validated(
-                    validation.run(state.step), validation.smaller_is_better, config.optim.fall_after
-                )
-                state.finished = bool(config.train.patience) and state.stale >= config.train.patience
-                saves = saves or best or state.finished or validation.stop_wanted
-            stops_early = state.finished and state.step < plan.steps
-            state.finished = state.finished or state.step == plan.steps
-            if saves:
-                job.save(state.step, asdict(state), best=evaluates and best)
-            job.show(state, meter)
-            if evaluates or saves:
+            if pauses or guard.stop:  # the flush may have brought the signal
+                if settle(job, state, validation, meter, plan.saves_after(state.step), guard.stop):
+                    break
                 meter.restart(loader.waited)
-            if stops_early or validation.stop_wanted:
-                break
-    if validation.stop_wanted and not state.finished:
-        raise Stopped(
-            f"stopped as {STOP_FILE} asks, {plan.epoch(state.step):g} epochs are done",
-            job.run.path / STOP_FILE,
-            "remove the file and start the same command again: the run goes on",
-        )
+            job.show(state, meter)
     if state.step < plan.steps and ranks.first:
         say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")
     return state
+
+
+def settle(job: Job, state: Progress, validation: Validation, meter: Meter, saves: bool, signalled: bool) -> bool:
+    """Between two steps: validate if it is due, save if there is reason to; return whether the training is over.
+
+    Raises:
+        Stopped: it is not, but a signal or RUN/stop wants the run to end here; everything is saved. Collective.
+    """
+    config, plan, best = job.config, job.plan, False
+    if plan.evaluates_after(state.step):
+        value = None if signalled else validation.run(state.step)
+        state.unvalidated = value is None
+        if value is not None:
+            best = state.validated(value, validation.smaller_is_better, config.optim.fall_after)
+            state.finished = bool(config.train.patience) and state.stale >= config.train.patience
+    else:
+        state.unvalidated = False  # it was due at the end of a plan that has been made longer
+    leaves = signalled or state.unvalidated or validation.stop_wanted
+    state.finished = (state.finished or state.step == plan.steps) and not state.unvalidated
+    if saves or best or leaves or state.finished:
+        feed("saving", state.step)
+        begin = time.monotonic()
+        job.save(state.step, asdict(state), best=best)
+        job.lead.compare(meter.step_seconds, time.monotonic() - begin)
+    if leaves and not state.finished:
+        done = f"{plan.epoch(state.step):g} epochs are done and saved"
+        if not validation.stop_wanted:
+            raise stopped(done, job.run.path)
+        raise Stopped(
+            f"stopped as {STOP_FILE} asks, {done}",
+            job.run.path / STOP_FILE,
+            "remove the file and start the same command again: the run goes on",
+        )
+    return state.finished
 
 
 def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:

@@ -126,6 +126,7 @@ def open_tracker(
     tensorboard: bool,
     rank: int,
     resume_step: int | None,
+    again: str | None = None,
     init_timeout: float = 20.0,
     finish_timeout: float = 30.0,
 ) -> Tracker:
@@ -144,6 +145,7 @@ def open_tracker(
         tensorboard: whether to write TensorBoard's event files too.
         rank: the global rank of this process.
         resume_step: the step of the checkpoint that the run goes on from; None at the beginning of a run.
+        again: names that begin like this are measured again at that step.
         init_timeout: seconds that the W&B server has to answer; then the run goes on offline.
         finish_timeout: seconds that the last data have to reach the W&B server.
 
@@ -162,4 +164,4 @@ def open_tracker(
             views.append(view)
     if tensorboard:
         views.append(TensorBoardView(run / "tensorboard", config, resume_step))
-    return Tracker(MetricsLog(run / "metrics.jsonl", resume_step), views)
+    return Tracker(MetricsLog(run / "metrics.jsonl", resume_step, again), views)

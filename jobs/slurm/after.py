@@ -57,9 +57,10 @@ def after(code: int, run: Path) -> int:
     from bloodcell.runfolder import RunFolder
 
     here = ends.place()
-    told = ends.explain(run, here) if code else None
+    status = RunFolder(run).read("status.json") or {}
+    told = (ends.explain(run, here) or _outcome(status, here)) if code else None
     code = told["code"] if told else code
-    step = int((RunFolder(run).read("status.json") or {}).get("step", 0))
+    step = int(status.get("step", 0))
     history = [r for r in ends.read(run / "slurm" / "requeues.jsonl") if not here or r.get("job") == here["job"]]
     decision = decide(code, step, history, int(os.environ.get("BLOODCELL_MAX_REQUEUES", "20")))
     again = decision.again and bool(here) and may_requeue(here["job"])
@@ -72,6 +73,13 @@ def after(code: int, run: Path) -> int:
         subprocess.run(["scontrol", "requeue", str(here["job"])], check=False)
         time.sleep(120)  # the requeue ends this script
     return decision.code
+
+
+def _outcome(status: dict[str, Any], here: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what status.json says about the end of this start of the job: a watchdog leaves no other word."""
+    outcome = status.get("outcome")
+    mine = all(status.get(key) == value for key, value in here.items())
+    return dict(outcome) if mine and isinstance(outcome, dict) and outcome.get("code") else None
 
 
 def may_requeue(job: int) -> bool:
