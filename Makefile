@@ -32,11 +32,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/bloodcell demo --force
 
+# A process for each core, up to 8; the tests of one file stay together, for they share what they have packed and trained.
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-full: setup
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff check .

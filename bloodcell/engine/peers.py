@@ -80,7 +80,7 @@ def suspects(ranks: Ranks, step: int) -> str:
         if now is None:
             said.append(f"rank {rank} never gave a sign of life")
         elif before == now:
-            said.append(f"rank {rank} on {now.host} is silent since step {now.step} ({now.phase})")
+            said.append(f"rank {rank} on {now.host} is silent, last heard of in step {now.step} ({now.phase})")
         elif now.step < step:
             said.append(f"rank {rank} on {now.host} is behind: step {now.step} ({now.phase} for {now.since:.0f} s)")
     return "; ".join(said[:8]) or "every other rank is alive and at this step"

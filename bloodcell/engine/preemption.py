@@ -45,7 +45,8 @@ class Listener:
     def __init__(self) -> None:
         self.asked, self.starting = "", True
         self.last_words: Callable[[Preempted], None] | None = None
-        self._pid, self._interrupted, self._raised = os.getpid(), 0.0, False
+        self._pid, self._interrupted = os.getpid(), 0.0
+        self._noted = self._raised = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Listener:
@@ -85,8 +86,11 @@ class Listener:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """Run in the main thread, when it gets round to it."""
-        if os.getpid() == self._pid and self.starting and not self._raised:
-            self.asked, self._raised = signal.Signals(number).name, True
+        if os.getpid() != self._pid:
+            return
+        self.asked = self.asked or signal.Signals(number).name
+        if self.starting and not self._raised:
+            self._raised = True
             raise self.reason()
 
     def _listen(self) -> None:
@@ -103,7 +107,8 @@ class Listener:
                 print("bloodcell: interrupted twice, nothing is saved", file=sys.stderr, flush=True)
                 os._exit(INTERRUPTED)
             self._interrupted = self._interrupted or now
-        first, self.asked = not self.asked, self.asked or number.name
+        first, self._noted = not self._noted, True
+        self.asked = self.asked or number.name
         if first and not self.starting and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             again = "; once more ends it at once" if number == signal.SIGINT else ""
             say(f"{number.name}: the run saves after this step and stops{again}")

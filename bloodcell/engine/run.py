@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def execute(
         outcome = "done"
     except Stopped:
         outcome = "preempted"
+        job.tracker.close(outcome)
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()  # go together: a launcher that sees one rank go soon kills those that still say goodbye
         raise
     finally:
         job.tracker.close(outcome)

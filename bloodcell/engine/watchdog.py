@@ -70,6 +70,7 @@ class Watchdog:
         self._stop = threading.Event()
         self._beat_file = -1
         self._stacks: TextIO | None = None
+        self._enabled = False
 
     def __enter__(self) -> Watchdog:
         global _watchdog
@@ -132,7 +133,8 @@ class Watchdog:
             with contextlib.suppress(OSError):
                 (self.run / "stacks").mkdir(exist_ok=True)
                 self._stacks = open(self.run / "stacks" / f"rank-{self.ranks.rank}.txt", "w", encoding="utf-8")  # noqa: SIM115
-                if not faulthandler.is_enabled():  # a crash in native code leaves its stacks there too
+                self._enabled = not faulthandler.is_enabled()
+                if self._enabled:  # a crash in native code leaves its stacks there too
                     faulthandler.enable(self._stacks)
         if self._stacks is not None:
             faulthandler.dump_traceback_later(seconds, file=self._stacks)
@@ -141,7 +143,8 @@ class Watchdog:
         if self._stacks is None:
             return
         faulthandler.cancel_dump_traceback_later()
-        faulthandler.disable()
+        if self._enabled:
+            faulthandler.disable()
         self._stacks.close()
         path = Path(self._stacks.name)
         with contextlib.suppress(OSError):

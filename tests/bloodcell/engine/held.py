@@ -1,4 +1,4 @@
-"""Trainings that a test can hold at a chosen forward pass of a chosen rank, to signal, stop or kill them right there."""
+"""Trainings that a test can hold at a chosen forward pass of a chosen rank, to signal, stop or kill them there."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,7 +64,7 @@ def test_term_to_a_process_alone(held_net: Path, small_set: Path, tmp_path: Path
         training.process.terminate()
         training.release()
         code, err = training.end()
-    assert_stopped(run, code, err, 1)
+    assert_stopped(run, code, err, 2)
     assert "start the same command again" in err
 
 
@@ -128,3 +130,60 @@ def test_the_lead_is_read_from_the_launcher() -> None:
     assert lead({"SBATCH_SIGNAL": "B:USR2@90"}) == 90
     assert lead({"SBATCH_SIGNAL": "USR2"}) is None
     assert lead({}) is None
+
+
+CHILD = """
+import os, signal, time
+from bloodcell.engine import preemption
+with preemption.Listener():
+    preemption.started()
+    child = os.fork()
+    if not child:
+        time.sleep(0.5)
+        os._exit(7)
+    time.sleep(0.1)
+    os.kill(child, signal.SIGUSR2)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), preemption.asked())
+    os.kill(os.getpid(), signal.SIGUSR2)
+    print(preemption.asked())
+"""
+
+
+def test_a_forked_child_does_not_listen() -> None:
+    """Slurm signals all processes of a step: a child neither dies of USR2 nor passes it on to its parent."""
+    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["7", "False", "True"]
+
+
+BLOCKED = """
+import os, signal, threading, time
+from datetime import timedelta
+from torch._C._distributed_c10d import TCPStore
+from bloodcell.engine import preemption
+
+over, seen = threading.Event(), []
+
+def look():
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGUSR2)
+    while not preemption.asked():
+        time.sleep(0.01)
+    seen.append(over.is_set())
+
+with preemption.Listener():
+    preemption.started()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        store.wait(["never"], timedelta(seconds=5))
+    except RuntimeError:
+        over.set()
+    thread.join()
+    print(*seen)
+"""
+
+
+def test_a_signal_is_seen_while_the_main_thread_waits_for_a_peer() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
