@@ -145,7 +145,7 @@ def _logs(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if not files:
         raise BadInput("no logs yet", folder, "is the job still queued? see `bloodcell status`")
     last = ends.read(parsed.run / "slurm" / "ends.jsonl")[-1:]
-    told = ends.explain(parsed.run, {key: last[0][key] for key in ("job", "restart")}) if last else None
+    told = ends.explain(parsed.run, {"job": last[0]["job"], "restart": last[0]["restart"]}) if last else None
     first = [told["rank"]] if told and told["rank"] in files else []
     ranks = [parsed.rank] if parsed.rank is not None else list(dict.fromkeys([*first, *files]))
     missing = [rank for rank in ranks if rank not in files]
@@ -183,15 +183,27 @@ def _job(run: Path) -> tuple[str, str]:
 def _cancel(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     job, launcher = _job(parsed.run)
     if launcher == "local":
-        command = Path(f"/proc/{job}/cmdline")
-        if not command.exists() or b"submitit.local" not in command.read_bytes():
-            raise BadInput(f"job {job} does not run any more", parsed.run, "see `bloodcell status`")
-        os.kill(int(job), signal.SIGTERM)
+        _cancel_local(int(job), parsed.run)
     else:
         from jobs.slurm.control import slurm
 
         slurm("scancel", job)
     return {"job": job}, [f"job {job}: cancelled; `bloodcell submit --run {parsed.run}` goes on from its checkpoint"]
+
+
+def _cancel_local(job: int, run: Path) -> None:
+    """Let the ranks save and end: the process that looks after them (behind a shell, perhaps) passes the signal on."""
+    import psutil
+
+    try:
+        root = psutil.Process(job)
+        family = [root, *root.children()]
+        found = [one for one in family if "submitit.local._local" in one.cmdline()]
+    except psutil.Error:
+        found = []
+    if not found:
+        raise BadInput(f"job {job} does not run any more", run, "see `bloodcell status`")
+    found[-1].send_signal(signal.SIGTERM)
 
 
 def _requeue(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

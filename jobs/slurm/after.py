@@ -86,4 +86,4 @@ def may_requeue(job: int) -> bool:
     """Whether Slurm still runs the job and lets it be requeued: what somebody cancels stays cancelled."""
     shown = subprocess.run(["scontrol", "show", "job", "-o", str(job)], capture_output=True, text=True, check=False)
     state = re.search(r"\bJobState=(\w+)", shown.stdout)
-    return bool(state) and state.group(1) == "RUNNING" and "Requeue=0" not in shown.stdout.split()
+    return state is not None and state.group(1) == "RUNNING" and "Requeue=0" not in shown.stdout.split()

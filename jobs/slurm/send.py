@@ -77,7 +77,7 @@ def send_local(job: JobDescription, words: Sequence[str], folder: Path) -> list[
         executor = LocalExecutor(folder)
         gpus = tuple(range(job.gpus_per_node))
         visible = {"gpus_per_node": len(gpus), "visible_gpus": gpus} if gpus else {}
-        executor.update_parameters(timeout_min=job.minutes, stderr_to_stdout=True, **visible)
+        executor.update_parameters(timeout_min=job.minutes, stderr_to_stdout=True, setup=list(job.site), **visible)
         sent = executor.submit(LocalJob(("train", *words), job.world))
     return [str(sent.job_id)]
 

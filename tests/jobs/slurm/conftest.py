@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[3]
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client"
 
 FLAGS = (
-    *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 4, "--train.epochs", 16),
+    *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 4, "--train.epochs", 8),
     *("--train.evaluate_every", 4, "--train.save_every", 4, "--tracking.wandb", "off", "--engine.threads", 1),
 )
-"""Of a run of 80 steps on 4 ranks: long enough to be disturbed."""
+"""Of a run of 40 steps on 4 ranks: long enough to be disturbed."""
 
 
 @dataclass

@@ -30,12 +30,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 def test_submitit_trains_and_evaluates_on_two_nodes(undisturbed: Path) -> None:
     status = json.loads((undisturbed / "status.json").read_text())
     assert (status["state"], status["world"], status["attempt"]) == ("done", 4, 1)
-    assert status["step"] == status["steps"] == 80
+    assert status["step"] == status["steps"] == 40
     assert json.loads((undisturbed / "evaluation.json").read_text())
     logs = sorted((undisturbed / "slurm").glob("*_log.out"))
     assert len(logs) == 4, "one log of each rank"
     told = bloodcell("status", undisturbed, "--json").json["runs"][0]
-    assert (told["state"], told["step"], told["node"]) == ("done", 80, "n[1-2]")
+    assert (told["state"], told["step"], told["node"]) == ("done", 40, "n[1-2]")
 
 
 def test_secrets_reach_the_job_but_no_file(undisturbed: Path, dev_cluster: DevCluster) -> None:
