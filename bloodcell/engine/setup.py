@@ -166,7 +166,6 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     make_loss(config, shards, order.plan)
     if ranks.first:
         check_tracking(config.tracking.wandb, config.tracking.tensorboard)
-    choose_device(ranks, config.engine.device)
 
 
 def check_views(config: Config) -> None:
