@@ -18,11 +18,12 @@ from torch import nn
 from bloodcell.config import Config, override
 from bloodcell.data.loader import Batch, Loader, training_requests
 from bloodcell.data.shardset import ShardSet
+from bloodcell.engine.batches import make_reading
 from bloodcell.engine.guard import Guard
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer
 from bloodcell.engine.resolve import resolve
-from bloodcell.engine.setup import Job, check, make_model, make_reading, prepare
+from bloodcell.engine.setup import Job, check, make_model, prepare
 from bloodcell.engine.train import Progress, take_step
 from bloodcell.ranks import Ranks, discover, process_group, set_threads
 from bloodcell.runfolder import RunFolder, Status
