@@ -1,4 +1,4 @@
-"""What all ranks agree on after every step: is all finite, what was the loss, which samples were used, who was signalled.
+"""What all ranks agree on after every step: is all finite, the loss, which samples were used, was one signalled.
 
 One small sum over ranks per step carries it all. Its result is looked at one step later, so that the host never waits
 for the device; nothing is saved before it was looked at.
