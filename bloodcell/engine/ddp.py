@@ -124,12 +124,19 @@ class DDP:
         with self._statistics.averaged():
             yield
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return model (averaged statistics), optimizer, scaler and every rank's own statistics. Collective."""
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return model (averaged statistics), optimizer, scaler and every rank's own statistics; no rank holds more.
+
+        Parameters and optimizer state are those that training goes on with, not copies. Collective.
+        """
         own = self._statistics.gather(self._statistics.read())
+        parameters = {name for name, _ in self.model.named_parameters()}
         with self.averaged():
-            model = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-        return {
+            model = {
+                name: value.detach() if name in parameters else value.detach().clone()
+                for name, value in self.model.state_dict().items()
+            }
+        common = {
             "strategy": self.name,
             "steps": self.steps,
             "model": model,
@@ -137,6 +144,7 @@ class DDP:
             "scaler": self._scaler.state_dict(),
             "statistics": own,
         }
+        return common, {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state of any world size; each rank's own statistics return where the size is the same."""
