@@ -125,7 +125,7 @@ def _stopped(run: Path, status: dict[str, Any]) -> str:
     if not decisions:
         return said
     last = decisions[-1]
-    here = {key: last[key] for key in ("job", "restart") if key in last}
+    here: dict[str, Any] = {key: last[key] for key in ("job", "restart") if key in last}
     told = ends.explain(run, here)
     what = f" (rank {told['rank']} on {told['node']}: {told['what']})" if told else ""
     return f"{last['why']}{what}" + (", queued again" if last["again"] else "")
