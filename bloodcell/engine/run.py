@@ -10,13 +10,14 @@ import torch
 import torch.distributed as dist
 
 from bloodcell.config import Config, encode
-from bloodcell.data.order import planned_digest
+from bloodcell.data.leaving_out import LeftOut, consumed_digest
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.attempts import begin_attempt
 from bloodcell.engine.evaluate import evaluate_run, export_weights
 from bloodcell.engine.preemption import started
 from bloodcell.engine.setup import Job, make_order, prepare
+from bloodcell.engine.skipped import SKIPPED_FILE, describe_left_out
 from bloodcell.engine.train import Progress, train
 from bloodcell.engine.watchdog import feed
 from bloodcell.models import sources
@@ -24,7 +25,7 @@ from bloodcell.models.weights import sha256
 from bloodcell.ranks import Ranks
 from bloodcell.runfolder import RunFolder, Status, environment
 from bloodcell.tracking import Tracker, open_tracker
-from shards.console import say
+from shards.console import say, warn
 from shards.errors import Fault, Preempted, Stopped
 
 
@@ -49,21 +50,25 @@ def execute(
     job = prepare(config, run, status, ranks, shards)
     state, resumed = _restore(job)
     job.tracker = _track(job, state, resumed)
+    job.tell_left_out(state)
     started()
     outcome = "failed"
     try:
         if not state.finished:
             train(job, state)
+        job.checkpoints.wait()
         _prove(job, state)
         results = _finish(job, state)
         outcome = "done"
     except Stopped:
+        job.checkpoints.wait()  # all ranks stop together: what was asked to be saved is there when they leave
         outcome = "preempted"
         job.tracker.close(outcome)
         with contextlib.suppress(RuntimeError):
             dist.barrier()  # go together: a launcher that sees one rank go soon kills those that still say goodbye
         raise
     finally:
+        job.checkpoints.close()
         job.tracker.close(outcome)
     return results
 
@@ -91,13 +96,14 @@ def newest_step(run: RunFolder) -> int:
 def _restore(job: Job) -> tuple[Progress, bool]:
     """Return where the run stands, with the strategy in that state, and whether it was started before. Collective."""
     found = job.checkpoints.load("last")
-    dist.barrier()
     if found is None:
         return Progress(), job.status.values["attempt"] > 1
     state, progress = found
     job.strategy.load_state_dict(state)
     job.average.load_state_dict(state["average"])
     restored = Progress(**progress)
+    if job.checkpoints.damaged:
+        job.status.update(damaged_checkpoints=job.checkpoints.damaged)
     # A longer plan than at the time of saving: there is training left.
     restored.finished = restored.finished and restored.planned == job.plan.steps
     if job.ranks.first:
@@ -134,8 +140,9 @@ def _track(job: Job, state: Progress, resumed: bool) -> Tracker:
 
 
 def _prove(job: Job, state: Progress) -> None:
-    """Compare what was consumed, over all ranks and restarts, with what the plan deals."""
-    if state.lineage != planned_digest(job.order, 0, state.step):
+    """Compare what was consumed, over all ranks and restarts, with what the plan deals, less what was left out."""
+    left_out = [LeftOut(**one) for one in state.left_out]
+    if state.lineage != consumed_digest(job.order, state.step, left_out):
         raise Fault(
             "the samples that were consumed are not those of the plan", f"steps 0 to {state.step}", "report this"
         )
@@ -144,6 +151,9 @@ def _prove(job: Job, state: Progress) -> None:
 def _finish(job: Job, state: Progress) -> dict[str, Any]:
     """Make the best weights the run's result and evaluate them. Collective."""
     feed("judging", state.step)
+    job.tell_left_out(state)
+    if state.left_out and job.ranks.first:
+        warn(f"{describe_left_out(state.left_out)}: {job.run.path / SKIPPED_FILE}")
     job.status.update(state="evaluating", step=state.step, lineage=state.lineage, lineage_proven=True)
     best = job.checkpoints.load("best") or job.checkpoints.load("last")
     assert best is not None

@@ -63,14 +63,18 @@ class Tracker:
         self._show(lambda view: view.summary(values))
 
     def flush(self) -> None:
-        """Make the records durable; called before a checkpoint is saved, so that its records are never lost.
+        """Let the views hand on what they hold."""
+        self._show(lambda view: view.flush())
+
+    def sync(self) -> None:
+        """Make the records durable, from any thread: before a checkpoint appears, so that its records are never lost.
 
         Raises:
             EnvironmentFault: the disk is full or fails.
         """
-        if self._log is not None:
-            self._log.sync()
-        self._show(lambda view: view.flush())
+        log = self._log
+        if log is not None:
+            log.sync()
 
     def close(self, outcome: str) -> None:
         """End the log and the views; the tracker does nothing afterwards.
