@@ -28,6 +28,9 @@ FLAGS = (
 """Of a run of 40 steps on 4 ranks: long enough to be disturbed."""
 
 
+PAIR = ("--tasks-per-node", 1, *FLAGS)
+
+
 @dataclass
 class DevCluster:
     """slurm/dev-cluster, up."""
@@ -112,6 +115,14 @@ def undisturbed(dev_cluster: DevCluster, small_set: Path, tmp_path_factory: pyte
         finished(submit("cnn5", "--data", small_set, "--run", run, *FLAGS))
     finally:
         del os.environ["WANDB_API_KEY"]
+    return run
+
+
+@pytest.fixture(scope="session")
+def pair(dev_cluster: DevCluster, small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same on 2 nodes of 1 process: what runs that were disturbed are compared with."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    finished(submit("cnn5", "--data", small_set, "--run", run, *PAIR))
     return run
 
 

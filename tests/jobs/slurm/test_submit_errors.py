@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 from conftest import FLAGS, DevCluster
 
+from jobs.cli import run_verb
 from jobs.slurm.control import all_jobs
-from tests.conftest import Done, bloodcell
+from shards.errors import BadInput
+from tests.conftest import bloodcell
 
 
 def refused(*words: object) -> str:
-    """Submit what cannot be: return the one line that says so."""
-    done = bloodcell("submit", *words)
-    assert (done.code, done.err.count("\n")) == (2, 1), done.err
-    return done.err
+    """Submit what cannot be; return the one line that says so."""
+    with pytest.raises(BadInput) as caught:
+        run_verb("submit", [str(word) for word in words])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_a_cluster_that_is_not_there(small_set: Path, tmp_path: Path) -> None:
@@ -68,10 +71,10 @@ def test_what_the_run_cannot_be(
 
 def test_a_dry_run_writes_nothing(small_set: Path, tmp_path: Path) -> None:
     words = ("cnn5", "--data", small_set, "--run", tmp_path / "run", "--cluster", "dev", "--nodes", 2, *FLAGS)
-    done: Done = bloodcell("submit", *words, "--dry-run")
-    assert done.code == 0, done.err
-    assert done.out.startswith("#!/bin/bash\n")
-    assert f"set -- --run {tmp_path / 'run'}\n" in done.out
+    told, lines = run_verb("submit", [str(word) for word in (*words, "--dry-run")])
+    assert lines[0] == "#!/bin/bash"
+    assert f"set -- --run {tmp_path / 'run'}" in lines
+    assert told["runs"] == [str(tmp_path / "run")]
     assert not (tmp_path / "run").exists()
 
 
