@@ -120,6 +120,11 @@ class TrainConfig:
     """How long, and what counts."""
 
     epochs: Annotated[int, Meta(ge=1)] = about("passes over the training split (longer is allowed on resume)", 10)
+    sizes: str = about(
+        "side of the training images in pixels, growing: 96x0.4,128 is 96 for the first 0.4 of all steps, then 128; "
+        "unset is data.size. Validation and test always see data.size",
+        "",
+    )
     micro_batches: Annotated[int, Meta(ge=1)] = about("micro-batches in a global batch (K); ranks must divide it", 2)
     seed: Annotated[int, Meta(ge=0)] = about("of sample order, augmentation, initial weights and dropout", 0)
     monitor: Literal["val/accuracy", "val/macro_recall", "val/macro_f1", "val/loss"] = about(
@@ -140,7 +145,14 @@ class TrainConfig:
 class EngineConfig:
     """How the machine is used."""
 
-    strategy: Literal["ddp"] = about("how ranks share the work", "ddp")
+    strategy: Literal["ddp", "zero0", "zero1", "zero2", "zero3"] = about(
+        "how ranks share the work: ddp, or DeepSpeed: zero0 (whole copies), zero1 (optimizer state shared out), zero2 "
+        "(gradients too), zero3 (weights too)",
+        "ddp",
+    )
+    offload: bool = about("zero1 to zero3 keep the optimizer state in the host's memory and step there", False)
+    sync_norm: bool = about("BatchNorm sees the micro-batches of all ranks as one (GPU only)", False)
+    compress: Literal["none", "bf16"] = about("how ddp sends gradients: as they are, or as bf16 (GPU only)", "none")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = about(
         "autocast; auto is bf16 on a GPU and fp32 on CPU", "auto"
     )

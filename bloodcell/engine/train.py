@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from bloodcell.data.draws import chain
-from bloodcell.data.loader import Loader, training_requests
+from bloodcell.data.loader import Batch
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.agree import raise_together
+from bloodcell.engine.batches import LOOK_AHEAD, training_batches
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.preemption import stopped
-from bloodcell.engine.setup import LOOK_AHEAD, Job, make_reading
+from bloodcell.engine.setup import Job
 from bloodcell.engine.validate import Validation
 from bloodcell.engine.watchdog import feed
 from bloodcell.runfolder import STOP_FILE
@@ -84,9 +85,8 @@ def train(job: Job, state: Progress) -> Progress:
     validation = Validation(job)
     if state.unvalidated and settle(job, state, validation, meter, False, False):
         return state
-    requests = training_requests(job.order, ranks.world, ranks.rank, state.step, plan.steps)
-    first, reading = state.step, make_reading(config, plan.slots, config.data.on_error == "skip")
-    with Loader(job.shards, requests, job.view, plan.micro_batch, config.data.threads, job.device, reading) as loader:
+    first = state.step
+    with training_batches(job, first) as loader:
         raise_together(loader.fault_before(LOOK_AHEAD * plan.slots))
         batches = iter(loader)
         meter.restart(loader.waited)
@@ -94,21 +94,12 @@ def train(job: Job, state: Progress) -> Progress:
         for step in _shown(range(state.step, plan.steps), plan.steps, ranks.first):
             feed("training", step)
             job.thaw(step)
-            guard.begin(step)
-            for slot in range(plan.slots):
-                batch = next(batches)
-                seed_micro_batch(config.train.seed, step, ranks.rank * plan.slots + slot)
-                images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
-                with strategy.slot(slot, plan.slots):
-                    loss = job.loss(strategy.forward(images), target)
-                    strategy.backward(loss / plan.slots)
-                guard.watch(batch.request, loss)
             rate = plan.schedule.rate(step, state.falls)
-            norm = strategy.step(rate)
+            norm = take_step(job, guard, batches, step, rate)
             fault = loader.fault_before((step - first + 1 + LOOK_AHEAD) * plan.slots)
             report = guard.end(norm, unreadable=fault is not None)
+            job.average.update(step + 1)
             state.step, state.planned = step + 1, plan.steps
-            job.average.update(state.step)
             state.note(report)
             meter.note(report)
             meter.step(loader.waited)
@@ -118,7 +109,7 @@ def train(job: Job, state: Progress) -> Progress:
                 report = guard.flush()  # whatever is not finite must show before anything is kept
                 state.note(report)
                 meter.note(report)
-                job.tracker.log(state.step, meter.record(rate), plan.epoch(state.step))
+                job.tracker.log(state.step, meter.record(rate, plan.sizes.at(step)), plan.epoch(state.step))
             if pauses or guard.leave:  # the flush may have brought the signal
                 if settle(job, state, validation, meter, plan.saves_after(state.step), guard.leave, fault):
                     break
@@ -127,6 +118,21 @@ def train(job: Job, state: Progress) -> Progress:
     if state.step < plan.steps and ranks.first:
         say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")
     return state
+
+
+def take_step(job: Job, guard: Guard, batches: Iterator[Batch], step: int, rate: float) -> torch.Tensor:
+    """Do one optimizer step at this learning rate; return its gradient norm before clipping. Collective."""
+    strategy, slots = job.strategy, job.plan.slots
+    guard.begin(step)
+    for slot in range(slots):
+        batch = next(batches)
+        seed_micro_batch(job.config.train.seed, step, job.ranks.rank * slots + slot)
+        images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
+        with strategy.slot(slot, slots):
+            loss = job.loss(strategy.forward(images), target)
+            strategy.backward(loss / slots)
+        guard.watch(batch.request, loss)
+    return strategy.step(rate)
 
 
 def settle(

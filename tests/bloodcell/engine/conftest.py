@@ -1,4 +1,4 @@
-"""What tests of training share: small networks, and runs of them that nothing has disturbed."""
+"""What tests of training share: small networks, and finished runs of them that nothing has disturbed."""
 
 from __future__ import annotations
 
