@@ -12,6 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo       draw images, pack, train on 2 ranks, evaluate, report (sets up $(VENV) first)"
 	@echo "make test       the tests (sets up $(VENV) first); BLOODCELL_DATA=DIR adds those on real images"
+	@echo "                (those on a real Slurm run where slurmctld, slurmd and slurm-client are installed)"
 	@echo "make test-full  all tests, the slow ones too"
 	@echo "make check      lint, format and type checks"
 	@echo "make format     format the code"

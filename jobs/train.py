@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shlex
 import sys
 from dataclasses import replace
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bloodcell.config import Config, Flat, difference, encode, fields, override, parse_flags, read_recipe
+from jobs.slurm.ends import place, recorded
 from shards.errors import BadInput, Fault, Stop, nearest
 
 if TYPE_CHECKING:
     from bloodcell.data.shardset import ShardSet
+    from bloodcell.engine.resolve import Machine
     from bloodcell.ranks import Ranks
     from bloodcell.runfolder import RunFolder
 
@@ -24,7 +27,8 @@ RECIPES = Path(__file__).with_name("recipes")
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """Declare RECIPE, --data, --run; every config field is a flag too."""
-    parser.add_argument("recipe", metavar="RECIPE", help=f"a .toml file, or one of {', '.join(recipe_names())}")
+    about = f"a .toml file, or one of {', '.join(recipe_names())}; an existing --run knows its own"
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=about)
     parser.add_argument("--data", type=Path, metavar="SET", help="shard set")
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="run folder (runs/<recipe>-<hash>); an unfinished run goes on"
@@ -71,20 +75,33 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     """Train; return the run's result and the lines for people."""
     from bloodcell.engine.preemption import Listener
 
-    with Listener():  # before torch is loaded, which takes seconds
+    with recorded(parsed.run), Listener():  # before torch is loaded, which takes seconds
         return _run(parsed)
 
 
 def _run(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    base, recipe = find_recipe(parsed.recipe)
+    base, recipe, path = start_from(parsed.recipe, parsed.run)
     flags = parse_flags(parsed.flags)
     if parsed.data is not None:
         flags["data.set"] = str(parsed.data)
     if parsed.folds:
         from jobs.folds import train_folds
 
-        return train_folds(base, recipe, flags, parsed.run)
-    return train(base, recipe, flags, parsed.run)
+        return train_folds(base, recipe, flags, path)
+    return train(base, recipe, flags, path)
+
+
+def start_from(recipe: str | None, path: Path | None) -> tuple[Config, str, Path | None]:
+    """Return the recipe's config, its short name and the run folder; without a recipe those of the run in `path`."""
+    if recipe is not None:
+        return *find_recipe(recipe), path
+    if path is None:
+        raise BadInput("no recipe is named", "command line", "give RECIPE, or the --run to go on with")
+    from bloodcell.config import decode
+    from bloodcell.runfolder import RunFolder
+
+    stored = RunFolder(path).stored()
+    return decode(stored["base"], path), str(stored["recipe"]), path
 
 
 def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[dict[str, Any], list[str]]:
@@ -99,7 +116,7 @@ def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[di
     set_threads(config.engine.threads)
     status = Status(folder, ranks.first)
     command = f"bloodcell {shlex.join(sys.argv[1:])}"
-    status.values.update(command=command, world=ranks.world)
+    status.values.update(command=command, world=ranks.world, node=platform.node(), **place())
     import torch
 
     if config.engine.deterministic:
@@ -109,7 +126,7 @@ def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[di
 
 
 def settle(
-    base: Config, recipe: str, flags: Flat, path: Path | None, ranks: Ranks
+    base: Config, recipe: str, flags: Flat, path: Path | None, ranks: Ranks, machine: Machine | None = None
 ) -> tuple[Config, RunFolder, dict[str, Any], ShardSet]:
     """Return the resolved config, the run folder, what config.json shall hold, and the set; an old run is taken up.
 
@@ -135,11 +152,14 @@ def settle(
         "leaks": shards.info.leaks,
     }
     if folder.exists:
-        config = resolve(take_up(folder, base, flags, content), ranks)
+        config = resolve(take_up(folder, base, flags, content), ranks, machine)
         config = check_same(folder.config(), config, folder.path)
     else:
-        config = resolve(wanted, ranks)
-    return config, folder, {"config": encode(config), **content}, replace(shards, folder=Path(config.data.set))
+        config = resolve(wanted, ranks, machine)
+    near = os.environ.get("BLOODCELL_SCRATCH")
+    staged = near is not None and (Path(near) / "set" / "dataset.json").exists()
+    where = Path(near) / "set" if near is not None and staged else Path(config.data.set)
+    return config, folder, {"config": encode(config), **content}, replace(shards, folder=where)
 
 
 def take_up(folder: RunFolder, base: Config, flags: Flat, content: dict[str, Any]) -> Config:

@@ -145,7 +145,14 @@ class TrainConfig:
 class EngineConfig:
     """How the machine is used."""
 
-    strategy: Literal["ddp"] = about("how ranks share the work", "ddp")
+    strategy: Literal["ddp", "zero0", "zero1", "zero2", "zero3"] = about(
+        "how ranks share the work: ddp, or DeepSpeed: zero0 (whole copies), zero1 (optimizer state shared out), zero2 "
+        "(gradients too), zero3 (weights too)",
+        "ddp",
+    )
+    offload: bool = about("zero1 to zero3 keep the optimizer state in the host's memory and step there", False)
+    sync_norm: bool = about("BatchNorm sees the micro-batches of all ranks as one (GPU only)", False)
+    compress: Literal["none", "bf16"] = about("how ddp sends gradients: as they are, or as bf16 (GPU only)", "none")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = about(
         "autocast; auto is bf16 on a GPU and fp32 on CPU", "auto"
     )

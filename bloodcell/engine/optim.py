@@ -84,6 +84,13 @@ def add_l1(optimizer: torch.optim.Optimizer, strength: float) -> None:
                     weight.grad.add_(weight.sign(), alpha=strength)
 
 
+def clip_gradients(weights: list[torch.Tensor], largest: float) -> torch.Tensor:
+    """Scale the gradients down to the norm `largest` if theirs is above it (0: never); return their norm before."""
+    if largest:
+        return nn.utils.clip_grad_norm_(weights, largest)
+    return nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
+
+
 def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Return the parameter groups, one for each decay and layer factor, in a fixed order."""
     layer_of = layers_of(model) if config.layer_decay < 1 else lambda name: 0

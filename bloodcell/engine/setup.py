@@ -21,7 +21,6 @@ from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
 from bloodcell.engine.batches import make_reading
 from bloodcell.engine.checkpoint import Checkpoints
-from bloodcell.engine.ddp import DDP
 from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
 from bloodcell.engine.losses import VIEWS, Loss, build_loss
@@ -32,6 +31,7 @@ from bloodcell.engine.preemption import Lead
 from bloodcell.engine.reestimate import estimate_statistics
 from bloodcell.engine.sizes import parse_sizes
 from bloodcell.engine.skipped import left_out_facts, write_left_out
+from bloodcell.engine.strategies import check_strategy, joined_norms, make_strategy
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
@@ -155,6 +155,7 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     outline = check_model(config)
     check_views(config)
     check_optimizer(config.optim.name)
+    check_strategy(config)
     if config.data.on_error == "skip" and not config.data.check:
         raise BadInput("samples cannot be left out unless they are checked", "data.on_error", "set data.check to true")
     Freezing(outline, config.model)
@@ -165,7 +166,6 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     make_loss(config, shards, order.plan)
     if ranks.first:
         check_tracking(config.tracking.wandb, config.tracking.tensorboard)
-    choose_device(ranks, config.engine.device)
 
 
 def check_views(config: Config) -> None:
@@ -252,17 +252,17 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
             say(line)
     view = make_view(config)
     model = make_model(config, len(shards.info.classes), say if ranks.first else None).to(device)
+    model = joined_norms(model, config)
     freezing = Freezing(model, config.model)
     # Optimizer and average hold from the start whatever is trained at any time, so that their states always fit.
     freezing.apply(freezing.last)
     optimizer = build_optimizer(model, config.optim, device)
     average = make_average(model, config.train, plan.steps)
     freezing.apply(freezing.frozen(0))
-    micro_batches = config.train.micro_batches
-    strategy = DDP(model, optimizer, device, config.engine.precision, config.optim, micro_batches)
-    strategy.warm_up(*example(config, device))
     if ranks.first and freezing.first:
         say(freezing.describe(freezing.first))
+    strategy = make_strategy(model, optimizer, device, config, plan.slots)
+    strategy.warm_up(*example(config, device))
     inference = make_inference(config, run.path.name, shards, view, device, ranks)
     return Job(
         config=config,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
 from bloodcell.data.draws import chain
+from bloodcell.data.loader import Batch
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.agree import raise_together
 from bloodcell.engine.batches import LOOK_AHEAD, training_batches
@@ -93,21 +94,12 @@ def train(job: Job, state: Progress) -> Progress:
         for step in _shown(range(state.step, plan.steps), plan.steps, ranks.first):
             feed("training", step)
             job.thaw(step)
-            guard.begin(step)
-            for slot in range(plan.slots):
-                batch = next(batches)
-                seed_micro_batch(config.train.seed, step, ranks.rank * plan.slots + slot)
-                images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
-                with strategy.slot(slot, plan.slots):
-                    loss = job.loss(strategy.forward(images), target)
-                    strategy.backward(loss / plan.slots)
-                guard.watch(batch.request, loss)
             rate = plan.schedule.rate(step, state.falls)
-            norm = strategy.step(rate)
+            norm = take_step(job, guard, batches, step, rate)
             fault = loader.fault_before((step - first + 1 + LOOK_AHEAD) * plan.slots)
             report = guard.end(norm, unreadable=fault is not None)
+            job.average.update(step + 1)
             state.step, state.planned = step + 1, plan.steps
-            job.average.update(state.step)
             state.note(report)
             meter.note(report)
             meter.step(loader.waited)
@@ -126,6 +118,21 @@ def train(job: Job, state: Progress) -> Progress:
     if state.step < plan.steps and ranks.first:
         say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")
     return state
+
+
+def take_step(job: Job, guard: Guard, batches: Iterator[Batch], step: int, rate: float) -> torch.Tensor:
+    """Do one optimizer step at this learning rate; return its gradient norm before clipping. Collective."""
+    strategy, slots = job.strategy, job.plan.slots
+    guard.begin(step)
+    for slot in range(slots):
+        batch = next(batches)
+        seed_micro_batch(job.config.train.seed, step, job.ranks.rank * slots + slot)
+        images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
+        with strategy.slot(slot, slots):
+            loss = job.loss(strategy.forward(images), target)
+            strategy.backward(loss / slots)
+        guard.watch(batch.request, loss)
+    return strategy.step(rate)
 
 
 def settle(
@@ -160,6 +167,7 @@ def settle(
         job.save(state.step, asdict(state))
         if leaves:
             job.checkpoints.wait()
+            job.status.update()  # before any rank goes: the launcher ends the others then
         job.lead.compare(meter.step_seconds, job.save_seconds)
     if leaves and not state.finished:
         raise_together(fault)

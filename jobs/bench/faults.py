@@ -27,7 +27,7 @@ CASES = (("ddp", 2), ("zero2", 2), ("ddp", 3), ("zero1", 3), ("zero3", 2))
 FLAGS = (
     *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 6, "--train.patience", 0),
     *("--train.evaluate_every", 5, "--train.save_every", 7, "--tracking.log_every", 1, "--tracking.wandb", "off"),
-    *("--engine.stall", 10, "--engine.device", "cpu", "--tracking.tensorboard", "false"),
+    *("--engine.stall", 15, "--engine.max_deaths", 0, "--engine.device", "cpu", "--tracking.tensorboard", "false"),
 )
 
 

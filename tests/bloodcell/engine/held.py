@@ -74,7 +74,7 @@ class Held:
     process: subprocess.Popen[str]
     hold: Path
 
-    def wait_for(self, gate: str, seconds: float = 150) -> int:
+    def wait_for(self, gate: str, seconds: float = 240) -> int:
         """Wait until a pass is reached; return the rank's process id."""
         reached = self.hold / f"{gate}.reached"
         deadline = time.monotonic() + seconds
@@ -90,7 +90,7 @@ class Held:
             if not gate.suffix:
                 gate.unlink()
 
-    def end(self, seconds: float = 150) -> tuple[int, str]:
+    def end(self, seconds: float = 240) -> tuple[int, str]:
         """Wait for the end; return exit code and stderr."""
         _, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, err

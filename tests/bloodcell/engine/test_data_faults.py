@@ -25,6 +25,8 @@ from shards.errors import Fault, Unreadable
 from tests.bloodcell.engine.runs import FAST, kill, losses, records, same, start, status
 from tests.conftest import bloodcell
 
+pytestmark = pytest.mark.timeout(900)  # several runs in one test, perhaps on a busy machine
+
 
 @pytest.fixture
 def own_set(small_set: Path, tmp_path: Path) -> Path:

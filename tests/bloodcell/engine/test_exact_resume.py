@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from tests.bloodcell.engine.runs import FAST, kill, losses, records, same, start, status, told
 from tests.conftest import bloodcell
 
+pytestmark = pytest.mark.timeout(900)  # several runs in one test, perhaps on a busy machine
 STEPS_PER_EPOCH = 5
 OFFLINE = ("--tracking.wandb", "offline")
 

@@ -37,7 +37,7 @@ def test_a_rank_that_stands_still_is_named_by_the_other(held_net: Path, small_se
             time.sleep(0.02)
         time.sleep(2)  # a sign of life goes out every second
         ranks[1].send_signal(signal.SIGSTOP)
-        _, err = ranks[0].communicate(timeout=150)
+        _, err = ranks[0].communicate(timeout=240)
     finally:
         for rank in ranks:
             rank.kill()
