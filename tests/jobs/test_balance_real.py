@@ -1,4 +1,4 @@
-"""Balanced against natural sampling on real cells of which every second class was made rare: docs/results/balance-cpu."""
+"""Balanced against natural sampling on real cells, every second class made rare: docs/results/balance-cpu.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RARE = 1049 / 2530
 
 
 def thinned(images: Path, packed: Path, out: Path) -> list[str]:
-    """Link 200 / 40 / all other images of each class into train, val and test; return the classes made rare in train."""
+    """Link 200, 40 and all other images of each class into train, val, test; return the classes made rare in train."""
     rows = pq.read_table(packed / "samples.parquet", columns=["source", "class"]).to_pylist()
     classes = sorted({row["class"] for row in rows})
     draw = random.Random(0)
