@@ -113,8 +113,8 @@ class Status:
         self.before: dict[str, Any] = run.read("status.json") or {}
         before = self.before
         self.values: dict[str, Any] = {"attempt": int(before.get("attempt", 0)) + 1}
-        self.spent = float(before.get("wall_seconds", 0.0))
-        self._begin = time.time()
+        self.spent, self.worked = (float(before.get(name, 0.0)) for name in ("wall_seconds", "cpu_seconds"))
+        self._begin, self._work = time.time(), time.process_time()
 
     def tick(self, **values: Any) -> None:
         """Change some values; write the file if the state is another one, or some seconds after it was last written."""
@@ -127,6 +127,7 @@ class Status:
         """Change some values and write the file."""
         self.values.update(values)
         self.values["wall_seconds"] = round(self.spent + time.time() - self._begin, 3)
+        self.values["cpu_seconds"] = round(self.worked + time.process_time() - self._work, 3)
         self.values["time"] = round(time.time(), 3)
         if self.writes:
             self.run.write("status.json", self.values)

@@ -68,7 +68,7 @@ def forward_signals() -> None:
         for number in FORWARDED:
             signal.signal(number, forward)
 
-    PContext.start = start_and_forward
+    setattr(PContext, start.__name__, start_and_forward)
 
 
 def restart_only_what_helps() -> None:
@@ -82,7 +82,7 @@ def restart_only_what_helps() -> None:
             agent._remaining_restarts = 0
         return result
 
-    LocalElasticAgent._monitor_workers = monitor_and_judge
+    setattr(LocalElasticAgent, monitor.__name__, monitor_and_judge)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,11 @@ class TrainConfig:
     """How long, and what counts."""
 
     epochs: Annotated[int, Meta(ge=1)] = about("passes over the training split (longer is allowed on resume)", 10)
+    sizes: str = about(
+        "side of the training images in pixels, growing: 96x0.4,128 is 96 for the first 0.4 of all steps, then 128; "
+        "unset is data.size. Validation and test always see data.size",
+        "",
+    )
     micro_batches: Annotated[int, Meta(ge=1)] = about("micro-batches in a global batch (K); ranks must divide it", 2)
     seed: Annotated[int, Meta(ge=0)] = about("of sample order, augmentation, initial weights and dropout", 0)
     monitor: Literal["val/accuracy", "val/macro_recall", "val/macro_f1", "val/loss"] = about(

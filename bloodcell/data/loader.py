@@ -53,11 +53,14 @@ def training_requests(order: BatchOrder, world: int, rank: int, first_step: int,
             yield Request(ids, occurrences, order.epoch(step), valid)
 
 
-def evaluation_requests(order: EvaluationOrder, world: int, rank: int) -> Iterator[Request]:
-    """Yield the evaluation batches of one rank: as many on every rank, padding marked as not valid."""
+def evaluation_requests(order: EvaluationOrder, world: int, rank: int, epoch: int = 0) -> Iterator[Request]:
+    """Yield the evaluation batches of one rank: as many on every rank, padding marked as not valid.
+
+    `epoch` counts for the draws of a policy alone.
+    """
     for index in range(order.batches_per_rank(world)):
         ids, valid = order.batch(index, world, rank)
-        yield Request(ids, np.zeros_like(ids), 0, valid)
+        yield Request(ids, np.zeros_like(ids), epoch, valid)
 
 
 class Loader:

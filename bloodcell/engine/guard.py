@@ -1,5 +1,4 @@
-"""What all ranks agree on after every step: is everything finite, what was the loss, which samples were consumed,
-did a signal ask one of them to stop, can each read what comes next.
+"""What all ranks agree on after every step: is all finite, the loss, which samples, was one signalled, can each go on.
 
 One small sum over ranks per step carries it all. Its result is looked at one step later, so that the host never waits
 for the device; nothing is saved before it was looked at.

@@ -37,7 +37,7 @@ class Inference:
 
     Attributes:
         shards: the set.
-        view: how images become input; its policy is not used.
+        view: how images become input; its policy is used only where augmented views are asked for.
         batch: images that pass through the network at once.
         threads: decoding threads.
         device: of this rank.
@@ -76,7 +76,9 @@ class Inference:
         found = self.outputs(model, ranges, f"evaluating {split}")
         return None if found is None else self._assembled(split, ranges, *found)
 
-    def outputs(self, model: nn.Module, ranges: np.ndarray, doing: str) -> tuple[np.ndarray, np.ndarray] | None:
+    def outputs(
+        self, model: nn.Module, ranges: np.ndarray, doing: str, augmented: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """Return ids int64 [n] and outputs float32 [n, width] of some samples on the first rank, in no fixed order.
 
         None on the other ranks. Collective.
@@ -85,10 +87,11 @@ class Inference:
             model: gives float [n, width] for images [n, 3, size, size].
             ranges: of the samples' ids, half-open, int64 [ranges, 2].
             doing: what is being done, for the progress line.
+            augmented: 0 shows the images as they are, n > 0 in their n-th view under the view's policy.
         """
         order = EvaluationOrder(ranges, self.batch)
-        view = replace(self.view, policy=POLICIES["none"])
-        requests = evaluation_requests(order, self.ranks.world, self.ranks.rank)
+        view = self.view if augmented else replace(self.view, policy=POLICIES["none"])
+        requests = evaluation_requests(order, self.ranks.world, self.ranks.rank, max(0, augmented - 1))
         loader = Loader(self.shards, requests, view, self.batch, self.threads, self.device, self.reading)
         with evaluating(model), loader:
             batches: Iterable[Batch] = loader

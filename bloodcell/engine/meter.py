@@ -56,13 +56,14 @@ class Meter:
             self._losses.append(report.loss)
             self._norms.append(report.grad_norm)
 
-    def record(self, rate: float) -> dict[str, float]:
-        """Return the means since the last record and forget them."""
+    def record(self, rate: float, size: int) -> dict[str, float]:
+        """Return the means since the last record and forget them; `rate` and `size` are those of the last step."""
         images, seconds, waited = self.images, self.seconds, self.waited
         before = self._before
         span = max(seconds - before[1], 1e-9)
         values = {
             "train/lr": rate,
+            "train/size": size,
             "train/images_per_s": (images - before[0]) / span,
             "train/data_wait": (waited - before[2]) / span,
             "train/memory_mib": self.memory(),

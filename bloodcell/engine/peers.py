@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from bloodcell.ranks import Ranks
 from shards.errors import EnvironmentFault
@@ -72,16 +72,15 @@ def suspects(ranks: Ranks, step: int) -> str:
         time.sleep(2 * max(BEAT_SECONDS, ranks.world / 64) + 0.5)
         second = _read_all(store, ranks.world)
     except RuntimeError:
-        return (
-            f"the ranks' meeting point {os.environ.get('MASTER_ADDR', '')} does not answer: rank 0 or its node is gone"
-        )
+        where = os.environ.get("MASTER_ADDR", "")
+        return f"the place where the ranks met, {where}, does not answer: rank 0 or its node is gone"
     said = []
     for rank in (rank for rank in range(ranks.world) if rank != ranks.rank):
         before, now = first[rank], second[rank]
         if now is None:
             said.append(f"rank {rank} never gave a sign of life")
         elif before == now:
-            said.append(f"rank {rank} on {now.host} is silent since step {now.step} ({now.phase})")
+            said.append(f"rank {rank} on {now.host} is silent, last heard of in step {now.step} ({now.phase})")
         elif now.step < step:
             said.append(f"rank {rank} on {now.host} is behind: step {now.step} ({now.phase} for {now.since:.0f} s)")
     return "; ".join(said[:8]) or "every other rank is alive and at this step"
@@ -96,17 +95,17 @@ def peer_fault(error: Exception, ranks: Ranks, step: int) -> EnvironmentFault | 
     return EnvironmentFault(what, text.splitlines()[0][:120], "start the same command again: the run goes on")
 
 
-def _connect(ranks: Ranks) -> dist.TCPStore | None:
+def _connect(ranks: Ranks) -> TCPStore | None:
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if ranks.world == 1 or not host or not port:
         return None
     with contextlib.suppress(RuntimeError):
         limit = timedelta(seconds=STORE_SECONDS)
-        return dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=limit)
+        return TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=limit)
     return None
 
 
-def _read_all(store: dist.TCPStore, world: int) -> list[Beat | None]:
+def _read_all(store: TCPStore, world: int) -> list[Beat | None]:
     keys = [_key(rank) for rank in range(world)]
     return [Beat(**json.loads(store.get(key))) if store.check([key]) else None for key in keys]
 

@@ -45,7 +45,8 @@ class Listener:
     def __init__(self) -> None:
         self.asked, self.starting = "", True
         self.last_words: Callable[[Preempted], None] | None = None
-        self._pid, self._interrupted, self._raised = os.getpid(), 0.0, False
+        self._pid, self._interrupted = os.getpid(), 0.0
+        self._noted = self._raised = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Listener:
@@ -60,10 +61,16 @@ class Listener:
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         global _listener
         if not self._before:
             return
+        self._close()
+        if self.starting and self.asked and isinstance(error, Exception) and not isinstance(error, Preempted):
+            raise self.reason() from error  # somebody took our exception for a problem of theirs
+
+    def _close(self) -> None:
+        global _listener
         _listener = None
         for number, before in self._before.items():
             # A process that was asked to go is on its way: the launcher's next signal must not make another end of it.
@@ -79,8 +86,11 @@ class Listener:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         """Run in the main thread, when it gets round to it."""
-        if os.getpid() == self._pid and self.starting and not self._raised:
-            self.asked, self._raised = signal.Signals(number).name, True
+        if os.getpid() != self._pid:
+            return
+        self.asked = self.asked or signal.Signals(number).name
+        if self.starting and not self._raised:
+            self._raised = True
             raise self.reason()
 
     def _listen(self) -> None:
@@ -97,7 +107,8 @@ class Listener:
                 print("bloodcell: interrupted twice, nothing is saved", file=sys.stderr, flush=True)
                 os._exit(INTERRUPTED)
             self._interrupted = self._interrupted or now
-        first, self.asked = not self.asked, self.asked or number.name
+        first, self._noted = not self._noted, True
+        self.asked = self.asked or number.name
         if first and not self.starting and os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             again = "; once more ends it at once" if number == signal.SIGINT else ""
             say(f"{number.name}: the run saves after this step and stops{again}")
@@ -216,7 +227,7 @@ class Lead:
         """Take in the seconds of a step and of a save: ranks agree within two steps, then save."""
         if self.seconds is not None and 2 * step + save > self.seconds:
             warn(
-                f"two steps ({2 * step:.1f} s) and a save ({save:.1f} s) take longer than the {self.seconds:g} s between "
-                "the signal and the end: let the launcher signal earlier, or what was trained since the last save is lost"
+                f"two steps ({2 * step:.1f} s) and a save ({save:.1f} s) take longer than the {self.seconds:g} s that "
+                "the launcher leaves between its signal and the end: let it signal earlier, or the last steps are lost"
             )
             self.seconds = None

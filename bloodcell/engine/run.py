@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from bloodcell.config import Config, encode
 from bloodcell.data.leaving_out import LeftOut, consumed_digest
@@ -61,6 +63,9 @@ def execute(
     except Stopped:
         job.checkpoints.wait()  # all ranks stop together: what was asked to be saved is there when they leave
         outcome = "preempted"
+        job.tracker.close(outcome)
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()  # go together: a launcher that sees one rank go soon kills those that still say goodbye
         raise
     finally:
         job.checkpoints.close()

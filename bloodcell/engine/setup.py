@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bloodcell.config import Config
 from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
-from bloodcell.data.pipeline import PREFETCH, View
+from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
-from bloodcell.data.reading import Reading
 from bloodcell.data.sampling import dealt, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
+from bloodcell.engine.batches import make_reading
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
@@ -27,6 +28,8 @@ from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
 from bloodcell.engine.preemption import Lead
+from bloodcell.engine.reestimate import estimate_statistics
+from bloodcell.engine.sizes import parse_sizes
 from bloodcell.engine.skipped import left_out_facts, write_left_out
 from bloodcell.engine.strategies import check_strategy, joined_norms, make_strategy
 from bloodcell.engine.strategy import Strategy
@@ -36,9 +39,6 @@ from bloodcell.runfolder import RunFolder, Status
 from bloodcell.tracking import Tracker, check_tracking
 from shards.console import say
 from shards.errors import BadInput
-
-LOOK_AHEAD = 2
-"""Steps whose samples are read before a step ends: what it tells the others is looked at when the next one ends."""
 
 
 @dataclass
@@ -80,6 +80,15 @@ class Job:
     def classes(self) -> int:
         """How many classes the set has."""
         return len(self.shards.info.classes)
+
+    def refresh_average(self) -> None:
+        """Estimate BatchNorm's statistics for an average of weights that needs it, before it is validated. Collective.
+
+        Layers that keep their stored statistics in training keep them here.
+        """
+        model, seed = self.strategy.model, self.config.train.seed
+        moving = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+        self.average.refresh(lambda: estimate_statistics(model, self.inference, self.split("train"), seed, moving))
 
     def save(self, step: int, progress: dict[str, Any]) -> None:
         """Begin to write a checkpoint; training goes on meanwhile. Collective.
@@ -185,6 +194,8 @@ def check_model(config: Config) -> nn.Module:
     zoo.check_size(config.model.name, config.data.size)
     file = sources.find(config.model.name, config.model.weights)
     outline = zoo.outline(config.model.name, config.model.head, config.data.size)
+    for size, _ in parse_sizes(config.train.sizes, config.data.size):
+        zoo.check_same_network(outline, config.model.name, size, config.data.size)
     if file is not None:
         weights.check_weights(outline, file)
     return outline
@@ -237,9 +248,9 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
     device = choose_device(ranks, config.engine.device)
     order = make_order(config, shards)
     plan = make_plan(config, order, ranks)
-    line = describe(order.plan, shards.info.classes)
-    if ranks.first and line:
-        say(line)
+    for line in (describe(order.plan, shards.info.classes), plan.sizes.describe()):
+        if ranks.first and line:
+            say(line)
     view = make_view(config)
     model = make_model(config, len(shards.info.classes), say if ranks.first else None).to(device)
     model = joined_norms(model, config)
@@ -291,12 +302,6 @@ def make_inference(
         reading=make_reading(config),
         name=name,
     )
-
-
-def make_reading(config: Config, slots: int = 0, skip: bool = False) -> Reading:
-    """Return how samples are read: ahead by what the ranks must know before they enter a step of so many slots."""
-    patience = min(config.data.timeout, config.engine.timeout / 2, config.engine.stall / 2)
-    return Reading(config.data.check, skip, patience, depth=LOOK_AHEAD * slots + PREFETCH)
 
 
 def example(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

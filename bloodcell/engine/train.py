@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from bloodcell.data.draws import chain
-from bloodcell.data.loader import Batch, Loader, training_requests
+from bloodcell.data.loader import Batch
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.agree import raise_together
+from bloodcell.engine.batches import LOOK_AHEAD, training_batches
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.preemption import stopped
-from bloodcell.engine.setup import LOOK_AHEAD, Job, make_reading
+from bloodcell.engine.setup import Job
 from bloodcell.engine.validate import Validation
 from bloodcell.engine.watchdog import feed
 from bloodcell.runfolder import STOP_FILE
@@ -84,9 +85,8 @@ def train(job: Job, state: Progress) -> Progress:
     validation = Validation(job)
     if state.unvalidated and settle(job, state, validation, meter, False, False):
         return state
-    requests = training_requests(job.order, ranks.world, ranks.rank, state.step, plan.steps)
-    first, reading = state.step, make_reading(config, plan.slots, config.data.on_error == "skip")
-    with Loader(job.shards, requests, job.view, plan.micro_batch, config.data.threads, job.device, reading) as loader:
+    first = state.step
+    with training_batches(job, first) as loader:
         raise_together(loader.fault_before(LOOK_AHEAD * plan.slots))
         batches = iter(loader)
         meter.restart(loader.waited)
@@ -109,7 +109,7 @@ def train(job: Job, state: Progress) -> Progress:
                 report = guard.flush()  # whatever is not finite must show before anything is kept
                 state.note(report)
                 meter.note(report)
-                job.tracker.log(state.step, meter.record(rate), plan.epoch(state.step))
+                job.tracker.log(state.step, meter.record(rate, plan.sizes.at(step)), plan.epoch(state.step))
             if pauses or guard.leave:  # the flush may have brought the signal
                 if settle(job, state, validation, meter, plan.saves_after(state.step), guard.leave, fault):
                     break

@@ -32,6 +32,7 @@ class Validation:
         """
         job = self.job
         try:
+            job.refresh_average()
             with job.average.applied() if job.average.active else job.strategy.averaged():
                 predictions = job.inference(job.strategy.model, job.split("val"))
         except Stopped:

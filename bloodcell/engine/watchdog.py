@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from shards.errors import EnvironmentFault
 
@@ -68,7 +68,9 @@ class Watchdog:
         self.longest = 0.0
         self.fed = Fed("starting", 0, time.monotonic(), False)
         self._stop = threading.Event()
-        self._beat_file, self._stacks = -1, None
+        self._beat_file = -1
+        self._stacks: TextIO | None = None
+        self._enabled = False
 
     def __enter__(self) -> Watchdog:
         global _watchdog
@@ -131,7 +133,8 @@ class Watchdog:
             with contextlib.suppress(OSError):
                 (self.run / "stacks").mkdir(exist_ok=True)
                 self._stacks = open(self.run / "stacks" / f"rank-{self.ranks.rank}.txt", "w", encoding="utf-8")  # noqa: SIM115
-                if not faulthandler.is_enabled():  # a crash in native code leaves its stacks there too
+                self._enabled = not faulthandler.is_enabled()
+                if self._enabled:  # a crash in native code leaves its stacks there too
                     faulthandler.enable(self._stacks)
         if self._stacks is not None:
             faulthandler.dump_traceback_later(seconds, file=self._stacks)
@@ -140,7 +143,8 @@ class Watchdog:
         if self._stacks is None:
             return
         faulthandler.cancel_dump_traceback_later()
-        faulthandler.disable()
+        if self._enabled:
+            faulthandler.disable()
         self._stacks.close()
         path = Path(self._stacks.name)
         with contextlib.suppress(OSError):
@@ -152,7 +156,8 @@ class Watchdog:
         from bloodcell.engine.peers import suspects
 
         seconds = time.monotonic() - fed.time
-        head = f"rank {self.ranks.rank} on {socket.gethostname()}, pid {os.getpid()}: {fed.phase}, step {fed.step}, for {seconds:.0f} s"
+        who = f"rank {self.ranks.rank} on {socket.gethostname()}, pid {os.getpid()}"
+        head = f"{who}: in step {fed.step} ({fed.phase}) for {seconds:.0f} s"
         if self._stacks is not None:
             with contextlib.suppress(OSError):
                 self._stacks.write(head + "\n")
