@@ -1,4 +1,5 @@
-"""Started under torchrun by test_buckets.py: does one step again and again from one state; prints whether it is the same.
+"""Started under torchrun by test_buckets.py: does one step again and again from one state, and compares.
+
 Three ranks sum gradients in an order that follows DDP's buckets, so the two outcomes are equal to the bit only if the
 buckets were laid out for good before the first step. The network is large enough for two of them.
 """
