@@ -143,18 +143,18 @@ def _difference(first: Named, second: Named, split: str) -> list[Row]:
 
 
 def _about(one: Named, split: str) -> dict[str, Any]:
-    """Return what a run was: set, samples, settings, start, and the command without the places of this machine."""
+    """Return what a run was: set, samples, settings, start, and the commands without the places of this machine."""
     judged, first = _judged(one, split), one.parts[0]
     stored, status = _read(first / "config.json"), [_read(part / "status.json") for part in one.parts]
     weights = (_read(first / "environment.json").get("weights") or {}).get("sha256")
     ended = max((s.get("time", 0) for s in status), default=0)
     config = {section: dict(values) for section, values in stored.get("config", {}).items()}
-    config.get("data", {}).pop("set", None)
+    for name in ("set", "fold"):
+        config.get("data", {}).pop(name, None)
     config.get("model", {}).pop("weights", None)
     config.pop("tracking", None)
     return {
-        "recipe": stored.get("recipe"),
-        "command": _plain(status[-1].get("command", "")),
+        "commands": [_plain(s.get("command", "")) for s in status],
         "split": split,
         "folds": len(one.parts) if len(one.parts) > 1 else 0,
         "samples": judged["samples"],

@@ -27,6 +27,7 @@ def test_figures_are_those_of_the_runs_and_pairs_those_of_compare(runs: Path, tm
     told = found["runs"]["A"]
     assert told["samples"] == judged["samples"]
     assert told["config"]["train"]["seed"] == 0
+    assert told["config"]["model"]["name"] == "judged_net:build"
     assert found["versions"]["torch"]
     assert str(runs) not in json.dumps(found)
 
