@@ -1,8 +1,8 @@
 """`bloodcell bench pack`: what packing costs, part by part, on drawn images that lie in the page cache.
 
-Writing alone beside webdataset's ShardWriter and GNU tar on the same files; the full examination of an image (decoding,
-hashes, features for the near-duplicate search); a whole `bloodcell pack` with one worker on one core and with two on
-two; and the memory of one. What is compared is interleaved. On a busy machine the figures for each CPU-second are the
+Writing alone beside webdataset's ShardWriter and GNU tar on the same files, each with the wait for the disk; the full
+examination of an image (decoding, hashes, features for the near-duplicate search); a whole `bloodcell pack` with one
+worker on one core and with two on two; and the memory of one. What is compared is interleaved. On a busy machine the figures for each CPU-second are the
 steadier ones, and the load average is among the results: with other work on the cores, two workers cannot be judged.
 """
 
@@ -25,7 +25,8 @@ from shards.errors import BadInput
 SIDE = 224  # pixels of the images that time is measured on
 CLASSES = 4
 MIB = 2**20
-OURS, WEBDATASET, TAR = "bloodcell ShardWriter", "webdataset ShardWriter", "GNU tar, image files alone"
+OURS, WEBDATASET = "bloodcell ShardWriter", "webdataset ShardWriter, then fsync"
+TAR = "GNU tar, image files alone, then fsync"
 EXAMINE = "decode, hashes and near-duplicate features"
 
 
@@ -135,7 +136,7 @@ def _writing(folder: Path, place: Path, repeats: int) -> list[Row]:
 
     def case(name: str) -> float:
         target.mkdir()
-        os.sync()  # ours waits for the disk: it must not pay for what the writer before left unwritten
+        os.sync()  # all wait for the disk: none must pay for what others left unwritten
         try:
             return clock.timed(name, lambda: writers[name](samples, target))
         finally:

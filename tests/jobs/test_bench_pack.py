@@ -56,7 +56,11 @@ def test_a_quick_run_of_pack_has_every_row() -> None:
     assert all(set(row) == FIELDS for row in done.json["rows"])
     rows = {row["name"]: row for row in done.json["rows"]}
     compared = {
-        "webdataset ShardWriter": ["bloodcell ShardWriter", "webdataset ShardWriter", "GNU tar, image files alone"],
+        "webdataset ShardWriter, then fsync": [
+            "bloodcell ShardWriter",
+            "webdataset ShardWriter, then fsync",
+            "GNU tar, image files alone, then fsync",
+        ],
         "bloodcell pack, 1 worker on 1 core": [
             "bloodcell pack, 1 worker on 1 core",
             "bloodcell pack, 2 workers on as many cores",
