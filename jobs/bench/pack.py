@@ -2,8 +2,9 @@
 
 Writing alone beside webdataset's ShardWriter and GNU tar on the same files, each with the wait for the disk; the full
 examination of an image (decoding, hashes, features for the near-duplicate search); a whole `bloodcell pack` with one
-worker on one core and with two on two; and the memory of one. What is compared is interleaved. On a busy machine the figures for each CPU-second are the
-steadier ones, and the load average is among the results: with other work on the cores, two workers cannot be judged.
+worker on one core and with two on two; and the memory of one. What is compared is interleaved. On a busy machine the
+figures for each CPU-second are the steadier ones, and the load average is among the results: with other work on the
+cores, two workers cannot be judged.
 """
 
 from __future__ import annotations
