@@ -26,7 +26,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
-from shards.lowfrequency import SIDE, alike, frequencies, turned, whiten
+from shards.lowfrequency import SIDE, alike, describe, turned
 
 CORRELATION = (
     0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
@@ -171,11 +171,11 @@ class _Search:
         rng = np.random.RandomState(0)
         self.tried = rng.permutation(len(part))[:_TRIALS]
         self.copies = _cropped_copies(thumbnails[self.tried], rng)
-        values = np.concatenate([frequencies(thumbnails), frequencies(self.copies)])
-        self.descriptors = whiten(values, reference=len(part))
-        self.cells = [np.zeros(len(self.descriptors), np.int64)]
+        self.descriptors = describe(thumbnails, self.copies, np.int16)
+        self.cells = [np.zeros(len(self.descriptors), np.int32)]
         if not exhaustive:
-            self.cells = [_cells(_invariants(self.descriptors), _CELL, rng) for _ in range(_TREES)]
+            points = _invariants(self.descriptors)
+            self.cells = [_cells(points, _CELL, rng) for _ in range(_TREES)]
 
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
         """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""
@@ -196,7 +196,7 @@ class _Search:
     def trials(self, correlation: float) -> tuple[int, int]:
         """Return how many copies were made and how many of them the search finds."""
         rows = len(self.part)
-        own, copied = self.descriptors[self.tried], self.descriptors[rows:]
+        own, copied = (self.descriptors[some].astype(np.float32) for some in (self.tried, slice(rows, None)))
         meets = np.any([cells[rows:] == cells[self.tried] for cells in self.cells], axis=0)
         fits = np.zeros(len(self.tried), bool)
         for turn in range(ORIENTATIONS):
@@ -221,12 +221,14 @@ class _Search:
     def _similar(self, few: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return codes (a * rows + b) * 8 + orientation of the similar ones: turned b, of the few, is like a."""
         rows, codes = len(self.part), [np.zeros(0, np.int64)]
-        for one, other, turn, _ in alike(self.descriptors[few], self.descriptors[others], self.least):
+        for one, other, turn, _ in alike(
+            *(self.descriptors[some].astype(np.float32) for some in (few, others)), self.least
+        ):
             codes.append((others[other] * rows + few[one]) * ORIENTATIONS + turn)
         return np.concatenate(codes)
 
 
-def _invariants(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _invariants(descriptors: NDArray) -> NDArray:
     """Return numbers of the lowest frequencies that are the same in all eight orientations, [n, 24].
 
     Turning a picture swaps (u, v) with (v, u), and changes signs unless both are even.
@@ -240,9 +242,9 @@ def _invariants(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([more, less, diagonal], axis=1)
 
 
-def _cells(points: NDArray[np.float32], most: int, rng: np.random.RandomState) -> NDArray[np.int64]:
+def _cells(points: NDArray, most: int, rng: np.random.RandomState) -> NDArray[np.int32]:
     """Return the cell of each point: halved at the median of random directions until none holds more than `most`."""
-    cell = np.zeros(len(points), np.int64)
+    cell = np.zeros(len(points), np.int32)
     todo = [np.arange(len(points))]
     count = 0
     while todo:

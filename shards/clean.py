@@ -11,6 +11,7 @@ from shards.duplicates import connected, exact_groups, near_pairs
 from shards.examine import Image, Reject, Seen
 from shards.sources import Item
 from shards.sources.items import FIXED
+from shards.spooled import chosen
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def clean(
     joined = _join_names([image.item.group for image in images], links)
     kept = [images[i] for i in keep]
     names = [joined[images[i].item.group] if images[i].item.group else "" for i in keep]
-    features = features if len(keep) == len(features) else features[keep]
+    features = features if len(keep) == len(features) else chosen(features, np.asarray(keep), "kept.bin")
     pairs = near_pairs(features, workers=workers) if near else np.empty((0, 2), dtype=np.int64)
     groups, clusters = _group(kept, names, pairs)
     findings: dict[str, object] = {

@@ -17,6 +17,7 @@ from shards.fixedtest import beside, protect
 from shards.kept import keep_split
 from shards.sources.items import FIXED
 from shards.split import Split, order_key
+from shards.spooled import chosen
 from shards.ways import Way
 from shards.write import Sample
 
@@ -87,11 +88,12 @@ def _audit(samples: list[Sample], cleaned: Cleaned, workers: int) -> tuple[Audit
     """Return what the audit found, and each sample's position in `cleaned`."""
     position = {image.item.source: i for i, image in enumerate(cleaned.images)}
     rows = np.array([position[sample.image.item.source] for sample in samples], dtype=np.int64)
+    features = chosen(cleaned.features, rows, "audited.bin")
     found = audit(
         [sample.part for sample in samples],
         [sample.group for sample in samples],
         [sample.image.sha256 for sample in samples],
-        cleaned.features["thumbnail"][rows],
+        features["thumbnail"],
         workers=workers,
     )
     return found, rows

@@ -39,6 +39,7 @@ _SMALL = 4096  # images up to which the lower of the two is used
 _ROOM = 1 << 16  # similar pairs that are all aligned; of more than these
 _MOST = 8 * _ROOM  # similar pairs that a strip holds before it leaves out those that are too many
 _PER_IMAGE = 8  # at least the most similar ones of each image
+_COMPARED = 1 << 16  # pairs aligned before the next ones are looked at
 _STRIP = 1024  # images compared with themselves and all later ones at a time
 
 
@@ -78,11 +79,14 @@ def near_pairs(
     codes = (
         _similar(features["thumbnail"][busy], workers) if few else candidates(features["hash"][busy], workers=workers)
     )
-    turns = codes % ORIENTATIONS
-    a, b = (busy[place] for place in _ends(codes, len(busy)))
-    sure = compare(features["thumbnail"], a, features["thumbnail"], b, turns, workers=workers)
     least = default_correlation(len(busy)) if correlation is None else correlation
-    return _best(a, b, turns, sure, least)
+    found = [np.zeros(0, PAIR_DTYPE)]
+    for start in range(0, len(codes), _COMPARED):
+        turns = codes[start : start + _COMPARED] % ORIENTATIONS
+        a, b = (busy[place] for place in _ends(codes[start : start + _COMPARED], len(busy)))
+        sure = compare(features["thumbnail"], a, features["thumbnail"], b, turns, workers=workers)
+        found.append(_confirmed(a, b, turns, sure, least))
+    return _best(np.concatenate(found))
 
 
 def default_correlation(images: int) -> float:
@@ -150,7 +154,7 @@ def _similar(thumbnails: NDArray[np.uint8], workers: int) -> NDArray[np.int64]:
 def _bounded(
     codes: NDArray[np.int64], values: NDArray[np.float32], images: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return all, or of more than _ROOM the closest of each image: of some pairs all that would be kept of all pairs."""
+    """Return all, or of more than _ROOM the closest of each image: of some, what would be kept of all is among them."""
     if len(codes) <= _ROOM:
         return codes, values
     kept = _closest(*_ends(codes, images), values, max(_PER_IMAGE, _ROOM // images))
@@ -172,15 +176,20 @@ def _ends(codes: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], NDA
     return a, b
 
 
-def _best(
+def _confirmed(
     a: NDArray[np.int64], b: NDArray[np.int64], turns: NDArray[np.int64], sure: NDArray[np.float64], least: float
 ) -> NDArray[np.void]:
-    """Return the confirmed pairs, each once, in the orientation that fits best."""
-    order = np.flatnonzero(sure >= least)
-    order = order[np.lexsort((turns[order], -sure[order], b[order], a[order]))]
-    pairs = np.zeros(len(order), PAIR_DTYPE)
+    """Return the pairs that correlate by at least `least`."""
+    places = np.flatnonzero(sure >= least)
+    pairs = np.zeros(len(places), PAIR_DTYPE)
     for name, values in (("a", a), ("b", b), ("orientation", turns), ("correlation", sure)):
-        pairs[name] = values[order]
+        pairs[name] = values[places]
+    return pairs
+
+
+def _best(pairs: NDArray[np.void]) -> NDArray[np.void]:
+    """Return each pair once, in the orientation that fits best."""
+    pairs = pairs[np.lexsort((pairs["orientation"], -pairs["correlation"], pairs["b"], pairs["a"]))]
     new = np.ones(len(pairs), bool)
     new[1:] = (pairs["a"][1:] != pairs["a"][:-1]) | (pairs["b"][1:] != pairs["b"][:-1])
     return pairs[new]

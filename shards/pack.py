@@ -187,7 +187,7 @@ def assemble(packing: Packing, work: Work) -> dict[str, Any]:
     options, items = packing.options, packing.listing.items
     way = way_of(options)
     dropped = read_decisions(Path(options.decisions), {item.source for item in items}) if options.decisions else {}
-    cleaned = clean(items, load(packing.chunks, len(items)), options.near, dropped, packing.workers)
+    cleaned = clean(items, load(packing.chunks), options.near, dropped, packing.workers)
     classes = sorted({item.label for item in items})
     _check_classes_left(classes, cleaned, packing.source)
     samples, division, cleaned, found = divide(

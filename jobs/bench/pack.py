@@ -28,6 +28,7 @@ CLASSES = 4
 MIB = 2**20
 OURS, WEBDATASET = "bloodcell ShardWriter", "webdataset ShardWriter, then fsync"
 TAR = "GNU tar, image files alone, then fsync"
+PEAK, ANONYMOUS = "memory", "memory without mapped files"
 EXAMINE = "decode, hashes and near-duplicate features"
 
 
@@ -193,25 +194,27 @@ def _memory(place: Path, counts: Sequence[int]) -> list[Row]:
     from jobs.bench.watched import watched
 
     rows: list[Row] = []
-    peaks: list[int] = []
+    peaks: dict[str, list[float]] = {}
     for count in counts:
         folder, target = place / f"tiny-{count}", place / "tiny-set"
         _draw_tiny(folder, count)
-        peaks.append(watched("pack", str(folder), str(target), "--workers", "1").peak)
+        cost = watched("pack", str(folder), str(target), "--workers", "1")
         shutil.rmtree(target)
         shutil.rmtree(folder)
-        against = [peaks[0] / MIB] if rows else None
-        rows.append(
-            measured(_peak(count), [peaks[-1] / MIB], "MiB", _peak(counts[0]) if rows else None, against),
-        )
+        for name, size in ((PEAK, cost.peak), (ANONYMOUS, cost.anonymous)):
+            found = peaks.setdefault(name, [])
+            baseline, against = (_peak(name, counts[0]), found[:1]) if found else (None, None)
+            found.append(size / MIB)
+            rows.append(measured(_peak(name, count), found[-1:], "MiB", baseline, against))
     if len(counts) > 1:
-        grown = (peaks[-1] - peaks[0]) / (counts[-1] - counts[0])
-        rows.append(Row("memory for each further image", grown, "bytes"))
+        for name, found in peaks.items():
+            grown = (found[-1] - found[0]) * MIB / (counts[-1] - counts[0])
+            rows.append(Row(f"{name} for each further image", grown, "bytes"))
     return rows
 
 
-def _peak(count: int) -> str:
-    return f"peak memory of packing {count:,} tiny images, 1 worker"
+def _peak(name: str, count: int) -> str:
+    return f"peak {name} of packing {count:,} tiny images, 1 worker"
 
 
 def _draw_tiny(folder: Path, count: int) -> None:
