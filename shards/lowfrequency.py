@@ -37,7 +37,7 @@ def describe(
     known = spread > 64 * 64  # a flat set says nothing
     scale = np.where(known, 1 / np.where(known, spread, 1), 0)
     more = thumbnails[:0] if others is None else others
-    descriptors = np.empty((len(thumbnails) + len(more), SIDE * SIDE), dtype)
+    descriptors: NDArray = np.empty((len(thumbnails) + len(more), SIDE * SIDE), dtype)
     start = 0
     for values in chain(frequencies(thumbnails), frequencies(more)):
         white = ((values - mean) * scale).reshape(-1, SIDE * SIDE)
