@@ -29,6 +29,8 @@ schedule = "constant"
 epochs = {epochs}
 micro_batches = 2
 monitor = "{objective}"
+[engine]
+threads = 1
 [tracking]
 wandb = "off"
 [sweep]
