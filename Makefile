@@ -12,6 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:
 	@echo "make demo       draw images, pack, train on 2 ranks, evaluate, report (sets up $(VENV) first)"
 	@echo "make test       the tests (sets up $(VENV) first); BLOODCELL_DATA=DIR adds those on real images"
+	@echo "                (those on a real Slurm run where slurmctld, slurmd and slurm-client are installed)"
 	@echo "make test-full  all tests, the slow ones too"
 	@echo "make check      lint, format and type checks"
 	@echo "make format     format the code"
@@ -32,11 +33,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/bloodcell demo --force
 
+# A process for each core, up to 8; the tests of one file stay together, for they share what they have packed and trained.
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-full: setup
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: setup
 	$(BIN)/ruff check .

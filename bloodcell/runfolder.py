@@ -109,22 +109,25 @@ class Status:
     """
 
     def __init__(self, run: RunFolder, write: bool) -> None:
-        self.run, self.writes = run, write
-        before = run.read("status.json") or {}
+        self.run, self.first, self.writes = run, write, write
+        self.before: dict[str, Any] = run.read("status.json") or {}
+        before = self.before
         self.values: dict[str, Any] = {"attempt": int(before.get("attempt", 0)) + 1}
-        self.spent = float(before.get("wall_seconds", 0.0))
-        self._begin = time.time()
+        self.spent, self.worked = (float(before.get(name, 0.0)) for name in ("wall_seconds", "cpu_seconds"))
+        self._begin, self._work = time.time(), time.process_time()
 
     def tick(self, **values: Any) -> None:
-        """Change some values; write the file if some seconds have passed since it was last written."""
+        """Change some values; write the file if the state is another one, or some seconds after it was last written."""
+        begins = values.get("state", self.values.get("state")) != self.values.get("state")
         self.values.update(values)
-        if time.time() - self.values.get("time", 0) >= TICK_SECONDS:
+        if begins or time.time() - self.values.get("time", 0) >= TICK_SECONDS:
             self.update()
 
     def update(self, **values: Any) -> None:
         """Change some values and write the file."""
         self.values.update(values)
         self.values["wall_seconds"] = round(self.spent + time.time() - self._begin, 3)
+        self.values["cpu_seconds"] = round(self.worked + time.process_time() - self._work, 3)
         self.values["time"] = round(time.time(), 3)
         if self.writes:
             self.run.write("status.json", self.values)

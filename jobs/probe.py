@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 POOLED = "pooled"
 
 EPILOG = """\
-The network is frozen: each image passes through it once, without augmentation. On the features of the training
+The network is frozen: each image passes through it once, as it is. On the features of the training
 samples a classifier is fitted, its one setting is chosen on the validation samples, and val and test are judged.
 
 linear (or logistic):  logistic regression; the strength of its L2 penalty is chosen. The result is a run folder: the
@@ -24,9 +24,11 @@ linear (or logistic):  logistic regression; the strength of its L2 penalty is ch
 knn:                   nearest neighbours by cosine; their number is chosen. Tables and evaluation.json, no weights
 --folds all:           a probe for each fold in DIR/fold0, …, judged as one in DIR/pooled; one pass for all of them
 --features FILE:       keeps the features; where FILE holds those of this network, set and size, there is no pass
+--views N:             each training image counts N times more, as the augmentation --policy shows it (light); what is
+                       judged is shown as it is. FILE-view1, … keep the features of the views
 
---json: {run, data, method, chosen: {C | k: value}, metrics: {split: {name: {value, low, high}}}, features: computed |
-used again}; --folds all: as of `evaluate` for folds, with method and features."""
+--json: {run, data, method, views, chosen: {C | k: value}, metrics: {split: {name: {value, low, high}}},
+features: computed | used again}; --folds all: as of `evaluate` for folds, with method, views and features."""
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -40,6 +42,8 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folds", choices=["all"], help="every fold of the set, then all of them as one")
     parser.add_argument("--run", type=Path, metavar="DIR", help="folder of the result (runs/probe-…)")
     parser.add_argument("--features", type=Path, metavar="FILE", help="table of features to keep and use again")
+    parser.add_argument("--views", type=int, default=0, metavar="N", help="augmented views of a training image (0)")
+    parser.add_argument("--policy", help="augmentation of the views: one of `bloodcell policies`, or a file (light)")
     add_network(parser)
     parser.epilog = EPILOG
 
@@ -50,7 +54,7 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
 
     from bloodcell.engine.agree import on_first_rank
     from bloodcell.engine.feature_table import write_feature_table
-    from bloodcell.engine.probing import check_folder
+    from bloodcell.engine.probing import check_folder, view_file
     from bloodcell.ranks import process_group, set_threads
     from bloodcell.runfolder import RunFolder
 
@@ -65,18 +69,20 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     engine, ranks = probing.encoder.config.engine, probing.encoder.ranks
     set_threads(engine.threads)
     with process_group(ranks, torch.device(engine.device), engine.timeout):
-        table, again = probing.features(folds, parsed.features)
+        tables = probing.features(folds, parsed.features)
         told: dict[int, dict[str, Any]] = {}
 
         def settle() -> None:
-            assert table is not None
-            if parsed.features and not again:
-                write_feature_table(parsed.features, table)
+            shown = [table for table, _ in tables if table is not None]
+            for view, (table, known) in enumerate(tables):
+                if parsed.features and not known and table is not None:
+                    write_feature_table(view_file(parsed.features, view), table)
             for fold, place in places.items():
-                told[fold] = _settled(probing, place, fold, table)
+                told[fold] = _settled(probing, place, fold, shown)
 
         on_first_rank(ranks, settle)
-        about = {"method": probing.method, "features": "used again" if again else "computed"}
+        again = all(known for _, known in tables)
+        about = {"method": probing.method, "views": probing.views, "features": "used again" if again else "computed"}
         if parsed.folds:
             value, lines = _pooled(probing, list(places.values()), folder / POOLED)
             return {**value, **about}, lines
@@ -90,14 +96,19 @@ def _probing(parsed: argparse.Namespace) -> Probing:
     from bloodcell.engine.probing import Probing
     from bloodcell.ranks import discover
 
+    if parsed.views < 0:
+        raise BadInput(f"{parsed.views} will not do", "--views", "give 0 or more")
+    if parsed.policy and not parsed.views:
+        raise BadInput("a policy shows augmented views, and none are asked for", "--policy", "add --views N")
     if (Path(parsed.network) / "config.json").exists():
         fix = "name its model, with --weights RUN/model.safetensors"
         raise BadInput("a run is no model", parsed.network, fix)
     shards = ShardSet.open(parsed.data)
     model = ModelConfig(name=parsed.network, weights=parsed.weights or "pretrained")
     classes = len(shards.info.classes)
-    encoder = zoo_encoder(model, classes, parsed.size, parsed.batch, parsed.data, parsed.device, discover())
-    return Probing(encoder, shards, "knn" if parsed.method == "knn" else "linear")
+    policy = (parsed.policy or "light") if parsed.views else "none"
+    encoder = zoo_encoder(model, classes, parsed.size, parsed.batch, parsed.data, parsed.device, discover(), policy)
+    return Probing(encoder, shards, "knn" if parsed.method == "knn" else "linear", parsed.views)
 
 
 def _folds(parsed: argparse.Namespace, probing: Probing) -> list[int]:
@@ -115,14 +126,15 @@ def _default(parsed: argparse.Namespace, probing: Probing) -> Path:
     from bloodcell.engine.probing import probe_config
     from bloodcell.runfolder import default_path
 
-    name = f"probe-{probing.method}-{parsed.network.rpartition(':')[2]}"
+    views = f"-{probing.views}views" if probing.views else ""
+    name = f"probe-{probing.method}-{parsed.network.rpartition(':')[2]}{views}"
     return default_path(name, probe_config(probing.encoder.config, parsed.fold), probing.shards.info.fingerprint)
 
 
-def _settled(probing: Probing, place: Path, fold: int, table: FeatureTable) -> dict[str, Any]:
+def _settled(probing: Probing, place: Path, fold: int, tables: list[FeatureTable]) -> dict[str, Any]:
     from bloodcell.report import write_run_report
 
-    told = probing.settle(place, fold, table)
+    told = probing.settle(place, fold, tables)
     write_run_report(place, probing.shards.folder)
     return told
 

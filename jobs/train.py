@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import shlex
 import sys
 from dataclasses import replace
@@ -10,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bloodcell.config import Config, Flat, difference, encode, fields, override, parse_flags, read_recipe
-from shards.errors import BadInput, EnvironmentFault, Fault, Stop, nearest
+from jobs.slurm.ends import place, recorded
+from shards.errors import BadInput, Fault, Stop, nearest
 
 if TYPE_CHECKING:
     from bloodcell.data.shardset import ShardSet
+    from bloodcell.engine.resolve import Machine
     from bloodcell.ranks import Ranks
     from bloodcell.runfolder import RunFolder
 
@@ -23,7 +27,8 @@ RECIPES = Path(__file__).with_name("recipes")
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """Declare RECIPE, --data, --run; every config field is a flag too."""
-    parser.add_argument("recipe", metavar="RECIPE", help=f"a .toml file, or one of {', '.join(recipe_names())}")
+    about = f"a .toml file, or one of {', '.join(recipe_names())}; an existing --run knows its own"
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=about)
     parser.add_argument("--data", type=Path, metavar="SET", help="shard set")
     parser.add_argument(
         "--run", type=Path, metavar="DIR", help="run folder (runs/<recipe>-<hash>); an unfinished run goes on"
@@ -68,21 +73,41 @@ def recipe_file(name: str) -> Path:
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Train; return the run's result and the lines for people."""
-    base, recipe = find_recipe(parsed.recipe)
+    from bloodcell.engine.preemption import Listener
+
+    with recorded(parsed.run), Listener():  # before torch is loaded, which takes seconds
+        return _run(parsed)
+
+
+def _run(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    base, recipe, path = start_from(parsed.recipe, parsed.run)
     flags = parse_flags(parsed.flags)
     if parsed.data is not None:
         flags["data.set"] = str(parsed.data)
     if parsed.folds:
         from jobs.folds import train_folds
 
-        return train_folds(base, recipe, flags, parsed.run)
-    return train(base, recipe, flags, parsed.run)
+        return train_folds(base, recipe, flags, path)
+    return train(base, recipe, flags, path)
+
+
+def start_from(recipe: str | None, path: Path | None) -> tuple[Config, str, Path | None]:
+    """Return the recipe's config, its short name and the run folder; without a recipe those of the run in `path`."""
+    if recipe is not None:
+        return *find_recipe(recipe), path
+    if path is None:
+        raise BadInput("no recipe is named", "command line", "give RECIPE, or the --run to go on with")
+    from bloodcell.config import decode
+    from bloodcell.runfolder import RunFolder
+
+    stored = RunFolder(path).stored()
+    return decode(stored["base"], path), str(stored["recipe"]), path
 
 
 def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[dict[str, Any], list[str]]:
     """Train `base` changed by `flags` in the run folder `path` (or the one its name leads to)."""
     from bloodcell.engine.setup import check
-    from bloodcell.ranks import discover, process_group, set_threads
+    from bloodcell.ranks import discover, set_threads
     from bloodcell.runfolder import Status
 
     ranks = discover()
@@ -91,16 +116,17 @@ def train(base: Config, recipe: str, flags: Flat, path: Path | None) -> tuple[di
     set_threads(config.engine.threads)
     status = Status(folder, ranks.first)
     command = f"bloodcell {shlex.join(sys.argv[1:])}"
-    status.values.update(command=command, world=ranks.world)
+    status.values.update(command=command, world=ranks.world, node=platform.node(), **place())
     import torch
 
+    if config.engine.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is loaded
     torch.use_deterministic_algorithms(config.engine.deterministic)
-    with process_group(ranks, torch.device(config.engine.device), config.engine.timeout):
-        return _guarded(config, content, folder, status, ranks, shards)
+    return _guarded(config, content, folder, status, ranks, shards)
 
 
 def settle(
-    base: Config, recipe: str, flags: Flat, path: Path | None, ranks: Ranks
+    base: Config, recipe: str, flags: Flat, path: Path | None, ranks: Ranks, machine: Machine | None = None
 ) -> tuple[Config, RunFolder, dict[str, Any], ShardSet]:
     """Return the resolved config, the run folder, what config.json shall hold, and the set; an old run is taken up.
 
@@ -126,11 +152,14 @@ def settle(
         "leaks": shards.info.leaks,
     }
     if folder.exists:
-        config = resolve(take_up(folder, base, flags, content), ranks)
+        config = resolve(take_up(folder, base, flags, content), ranks, machine)
         config = check_same(folder.config(), config, folder.path)
     else:
-        config = resolve(wanted, ranks)
-    return config, folder, {"config": encode(config), **content}, replace(shards, folder=Path(config.data.set))
+        config = resolve(wanted, ranks, machine)
+    near = os.environ.get("BLOODCELL_SCRATCH")
+    staged = near is not None and (Path(near) / "set" / "dataset.json").exists()
+    where = Path(near) / "set" if near is not None and staged else Path(config.data.set)
+    return config, folder, {"config": encode(config), **content}, replace(shards, folder=where)
 
 
 def take_up(folder: RunFolder, base: Config, flags: Flat, content: dict[str, Any]) -> Config:
@@ -153,32 +182,35 @@ def _guarded(
     config: Config, content: dict[str, Any], folder: RunFolder, status: Any, ranks: Ranks, shards: ShardSet
 ) -> tuple[dict[str, Any], list[str]]:
     """Run, and leave in status.json why it ended, whatever happened."""
-    from bloodcell.engine.run import execute, failure
+    import torch
 
-    try:
-        results = execute(config, content, folder, status, ranks, shards)
-    except Stop as problem:
+    from bloodcell.engine.peers import peer_fault
+    from bloodcell.engine.preemption import started
+    from bloodcell.engine.run import execute, failure
+    from bloodcell.engine.watchdog import Watchdog
+    from bloodcell.ranks import process_group
+
+    def note(problem: Stop) -> None:
         failure(folder, status, problem.code, problem)
+
+    engine, watchdog = config.engine, None
+    try:
+        started(note, starting=True)
+        with process_group(ranks, torch.device(engine.device), engine.timeout):
+            patience = engine.timeout + 30  # a collective that gives up by itself says more
+            with Watchdog(folder.path, ranks, status.values["attempt"], engine.stall, patience, note) as watchdog:
+                results = execute(config, content, folder, status, ranks, shards)
+    except Stop as problem:
+        note(problem)
         raise
     except Exception as error:
-        peer = _peer_fault(error)
+        peer = peer_fault(error, ranks, watchdog.fed.step if watchdog else 0)
         failure(folder, status, peer.code if peer else Fault.code, peer or error)
         if peer:
             raise peer from error
         raise
-    status.update(state="done", outcome={"code": 0, "what": "finished"})
+    status.update(state="done", outcome={"code": 0, "kind": "done", "what": "finished"})
     return _report(results, folder, shards, ranks)
-
-
-def _peer_fault(error: Exception) -> EnvironmentFault | None:
-    """Return a clear error if a collective failed because another rank is gone."""
-    text = str(error)
-    signs = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "Broken pipe")
-    if not any(sign in text for sign in signs):
-        return None
-    return EnvironmentFault(
-        "another rank is gone", text.splitlines()[0][:200], "start the same command again: the run goes on"
-    )
 
 
 def _report(

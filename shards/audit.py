@@ -221,7 +221,7 @@ class _Search:
     def _similar(self, few: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return codes (a * rows + b) * 8 + orientation of the similar ones: turned b, of the few, is like a."""
         rows, codes = len(self.part), [np.zeros(0, np.int64)]
-        first, second = self.descriptors[few].astype(np.float32), self.descriptors[others].astype(np.float32)
+        first, second = (self.descriptors[some].astype(np.float32) for some in (few, others))
         for one, other, turn, _ in alike(first, second, self.least):
             codes.append((others[other] * rows + few[one]) * ORIENTATIONS + turn)
         return np.concatenate(codes)

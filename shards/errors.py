@@ -41,10 +41,18 @@ class EnvironmentFault(Stop):
     code = 3
 
 
+class Unreadable(EnvironmentFault):
+    """A sample of a shard set cannot be read: its file system, its shard, or the bytes in it are at fault."""
+
+
 class Stopped(Stop):
     """A run was asked to stop and has saved: the same command goes on."""
 
     code = 85
+
+
+class Preempted(Stopped):
+    """A signal asked for it: a launcher that wants its machine back, or a person."""
 
 
 class Fault(Stop):

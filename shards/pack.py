@@ -27,7 +27,7 @@ from shards.sources.gather import Request, gathered
 from shards.sources.options import SourceOptions
 from shards.treat import Treatment, check, parameters
 from shards.ways import split_record, way_of
-from shards.work import Identity, Work, alone, going_on
+from shards.work import Identity, Work, alone, going_on, refuse_existing
 from shards.write import plan_shards
 
 
@@ -222,8 +222,7 @@ def assemble(packing: Packing, work: Work) -> dict[str, Any]:
 
 def _check_target(target: Path) -> None:
     """Check, before hours of work, that the set can be written where it shall lie."""
-    if os.path.lexists(target):
-        raise BadInput("the set exists already", target, "choose another name or remove it first")
+    refuse_existing(target)
     parent = _existing_parent(target)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise BadInput("no set can be written here", parent, "choose a folder that you may write to")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -148,6 +149,10 @@ class Work:
             return
         shutil.rmtree(self.partial, ignore_errors=True)
 
+    def remains(self) -> bool:
+        """Whether a packing that ended or was killed left something beside the set."""
+        return any(self.target.parent.glob(f"{glob.escape(self.partial.name)}*"))
+
     def settle(self) -> None:
         """Mend what a kill in the middle of `finish` left."""
         if not self._aside.exists():
@@ -183,8 +188,18 @@ def alone(target: Path, new: bool = True) -> Iterator[Work]:
     work = Work(target)
     with _occupied(work, fcntl.LOCK_EX, "another process is packing this set"):
         if new and os.path.lexists(target):  # another process may have finished it since this one looked
-            raise BadInput("the set exists already", target, "choose another name or remove it first")
+            raise _exists(target)
         yield work
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise BadInput if the set is there; what a kill after its last rename left beside it is cleared away first."""
+    if not os.path.lexists(target):
+        return
+    if Work(target).remains():
+        with alone(target, new=False) as work:
+            work.settle()
+    raise _exists(target)
 
 
 @contextlib.contextmanager
@@ -234,6 +249,10 @@ def _occupied(work: Work, mode: int, said: str) -> Iterator[None]:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
             return
+
+
+def _exists(target: Path) -> BadInput:
+    return BadInput("the set exists already", target, "choose another name or remove it first")
 
 
 def _busy(said: str, work: Work) -> EnvironmentFault:

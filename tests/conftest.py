@@ -102,3 +102,23 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def deepspeed_op(request: pytest.FixtureRequest) -> None:
+    """DeepSpeed's extension for machines without a GPU: about a minute of one core, then it stays where torch keeps it.
+
+    Several test processes may ask at once: torch lets one compile and the others wait.
+    """
+    import torch
+
+    from bloodcell.engine.zero_config import prepare_machine
+
+    folder = prepare_machine(torch.device("cpu"))
+    if folder is None:
+        return
+    manager = request.config.pluginmanager.getplugin("capturemanager")
+    with manager.global_and_fixture_disabled():
+        print(f"\nDeepSpeed compiles its extension, once; it is kept in {folder}", flush=True)
+    code = "from deepspeed.comm.torch import build_shm_op; build_shm_op()"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=900)

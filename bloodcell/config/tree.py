@@ -58,6 +58,14 @@ class DataConfig:
     micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
     check: bool = about("compare the checksum of every image read with the index", True)
+    on_error: Literal["stop", "skip"] = about(
+        "what to do about a training sample that cannot be read: save and stop, or train without it (RUN/skipped.csv)",
+        "stop",
+        runtime=True,
+    )
+    timeout: Annotated[float, Meta(gt=0)] = about(
+        "seconds that reading one sample may take (at most half of engine.timeout and engine.stall)", 60.0, runtime=True
+    )
     mixup: Annotated[float, Meta(ge=0)] = about("alpha of mixup's Beta distribution; 0 is off", 0.0)
     cutmix: Annotated[float, Meta(ge=0)] = about("alpha of CutMix's; with mixup too, each image draws one of both", 0.0)
 
@@ -112,6 +120,11 @@ class TrainConfig:
     """How long, and what counts."""
 
     epochs: Annotated[int, Meta(ge=1)] = about("passes over the training split (longer is allowed on resume)", 10)
+    sizes: str = about(
+        "side of the training images in pixels, growing: 96x0.4,128 is 96 for the first 0.4 of all steps, then 128; "
+        "unset is data.size. Validation and test always see data.size",
+        "",
+    )
     micro_batches: Annotated[int, Meta(ge=1)] = about("micro-batches in a global batch (K); ranks must divide it", 2)
     seed: Annotated[int, Meta(ge=0)] = about("of sample order, augmentation, initial weights and dropout", 0)
     monitor: Literal["val/accuracy", "val/macro_recall", "val/macro_f1", "val/loss"] = about(
@@ -132,7 +145,14 @@ class TrainConfig:
 class EngineConfig:
     """How the machine is used."""
 
-    strategy: Literal["ddp"] = about("how ranks share the work", "ddp")
+    strategy: Literal["ddp", "zero0", "zero1", "zero2", "zero3"] = about(
+        "how ranks share the work: ddp, or DeepSpeed: zero0 (whole copies), zero1 (optimizer state shared out), zero2 "
+        "(gradients too), zero3 (weights too)",
+        "ddp",
+    )
+    offload: bool = about("zero1 to zero3 keep the optimizer state in the host's memory and step there", False)
+    sync_norm: bool = about("BatchNorm sees the micro-batches of all ranks as one (GPU only)", False)
+    compress: Literal["none", "bf16"] = about("how ddp sends gradients: as they are, or as bf16 (GPU only)", "none")
     precision: Literal["fp32", "bf16", "fp16", "auto"] = about(
         "autocast; auto is bf16 on a GPU and fp32 on CPU", "auto"
     )
@@ -140,6 +160,15 @@ class EngineConfig:
     channels_last: bool = about("memory layout of images and convolutions", True)
     threads: Annotated[int, Meta(ge=0)] = about("torch threads of each rank; 0 is auto", 0)
     timeout: Annotated[float, Meta(gt=0)] = about("seconds after which a collective gives up", 600.0, runtime=True)
+    stall: Annotated[float, Meta(gt=0)] = about(
+        "seconds without a step or an evaluation batch after which a process ends itself", 180.0, runtime=True
+    )
+    max_attempts: Annotated[int, Meta(ge=0)] = about(
+        "starts in a row that may save nothing new before the run is given up; 0 is any number", 10, runtime=True
+    )
+    max_deaths: Annotated[int, Meta(ge=0)] = about(
+        "starts in a row that may die in the same step before the run is given up; 0 is any number", 3, runtime=True
+    )
     deterministic: bool = about("refuse operations without a deterministic form", False)
 
 

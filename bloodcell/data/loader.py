@@ -15,9 +15,11 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from bloodcell.data.order import BatchOrder, EvaluationOrder
-from bloodcell.data.pipeline import Request, Source, View, build
-from bloodcell.data.shardset import ShardSet
-from shards.errors import EnvironmentFault, Fault
+from bloodcell.data.pipeline import Source, View, build
+from bloodcell.data.reading import Reading
+from bloodcell.data.request import Request
+from bloodcell.data.shardset import Reader, ShardSet, unreadable
+from shards.errors import Fault, Unreadable
 from shards.images import UnusableImageError, decode
 
 AHEAD = 2
@@ -51,11 +53,14 @@ def training_requests(order: BatchOrder, world: int, rank: int, first_step: int,
             yield Request(ids, occurrences, order.epoch(step), valid)
 
 
-def evaluation_requests(order: EvaluationOrder, world: int, rank: int) -> Iterator[Request]:
-    """Yield the evaluation batches of one rank: as many on every rank, padding marked as not valid."""
+def evaluation_requests(order: EvaluationOrder, world: int, rank: int, epoch: int = 0) -> Iterator[Request]:
+    """Yield the evaluation batches of one rank: as many on every rank, padding marked as not valid.
+
+    `epoch` counts for the draws of a policy alone.
+    """
     for index in range(order.batches_per_rank(world)):
         ids, valid = order.batch(index, world, rank)
-        yield Request(ids, np.zeros_like(ids), 0, valid)
+        yield Request(ids, np.zeros_like(ids), epoch, valid)
 
 
 class Loader:
@@ -68,10 +73,10 @@ class Loader:
         batch: ids in a request.
         threads: DALI's decoding threads.
         device: where the batches shall be.
-        check: compare every image with its checksum.
+        reading: how samples are read.
 
     Raises (while iterating):
-        EnvironmentFault: a sample cannot be read or decoded; names its key and shard.
+        Unreadable: a sample cannot be read or decoded; names its key and shard.
     """
 
     def __init__(
@@ -82,12 +87,12 @@ class Loader:
         batch: int,
         threads: int,
         device: torch.device,
-        check: bool = True,
+        reading: Reading = Reading(),  # noqa: B008 - frozen
     ) -> None:
         self.shards, self.view, self.device = shards, view, device
         self.waited = 0.0
         """Seconds that the consumer has waited for batches so far."""
-        self._source = Source(shards, requests, view, check)
+        self._source = Source(shards, requests, view, reading)
         self._gpu = device.type == "cuda"
         self._pipeline = build(self._source, batch, threads, device.index or 0 if self._gpu else None)
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
@@ -112,15 +117,22 @@ class Loader:
                 raise item
             yield item
 
+    def fault_before(self, count: int) -> Exception | None:
+        """Wait until the bytes of the first `count` requests were read; return what prevents it, None if nothing."""
+        begin = time.perf_counter()
+        fault = self._source.ahead.fault_before(count)
+        self.waited += time.perf_counter() - begin
+        return fault
+
     def close(self) -> None:
-        """Stop the thread and free the pipeline."""
+        """Stop the threads and free the pipeline."""
         self._stop.set()
+        self._source.ahead.close()
         while self._thread.is_alive():
             try:
                 self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(0.01)
-        self._source.reader.close()
         self._pipeline = None
 
     def _drive(self) -> None:
@@ -172,12 +184,12 @@ class Loader:
         """Return the error of the reader behind DALI's, or one that names the sample that cannot be decoded."""
         if self._source.error is not None:
             return self._source.error
+        reader = Reader(self.shards, check=False)
         for request in self._source.waiting:
-            for sample in request.ids:
+            for sample in request.ids.tolist():
                 try:
-                    decode(self._source.reader.read(int(sample)).tobytes())
-                except (UnusableImageError, EnvironmentFault) as problem:
-                    where = self.shards.describe(int(sample))
+                    decode(reader.read(sample).tobytes())
+                except (UnusableImageError, Unreadable) as problem:
                     fix = f"restore the shard (`bloodcell verify {self.shards.folder}` lists all bad ones), start again"
-                    return EnvironmentFault(f"a sample cannot be decoded: {problem}", where, fix)
+                    return unreadable(self.shards, sample, f"it cannot be decoded: {problem}", fix)
         return error

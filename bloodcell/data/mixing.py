@@ -10,7 +10,7 @@ from scipy.special import betaincinv
 from torch.nn import functional
 
 from bloodcell.data.draws import Draws
-from bloodcell.data.pipeline import Request
+from bloodcell.data.request import Request
 
 
 @dataclass(frozen=True)

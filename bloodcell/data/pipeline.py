@@ -14,21 +14,14 @@ from bloodcell.data.canvas import Canvas
 from bloodcell.data.draws import Draws
 from bloodcell.data.operations import Arguments, Crop, Flip, centre_window
 from bloodcell.data.policies import Policy, draw
+from bloodcell.data.readahead import ReadAhead
+from bloodcell.data.reading import Reading
 from bloodcell.data.render import branches, render
-from bloodcell.data.shardset import Reader, ShardSet
+from bloodcell.data.request import Request
+from bloodcell.data.shardset import ShardSet
 
 PREFETCH = 2
 """Batches that DALI works on ahead of the one that is taken."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What one batch shall hold: ids, occurrences (int64 [n]), the epoch for the draws, and which rows count."""
-
-    ids: np.ndarray
-    occurrences: np.ndarray
-    epoch: int
-    valid: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -56,23 +49,24 @@ class View:
 
 
 class Source:
-    """DALI's callback: takes the next request, reads its bytes and draws its arguments. Keeps what is under way.
+    """DALI's callback: takes the next request with its bytes and draws its arguments. Keeps what is under way.
 
     An error is kept in `error`, because DALI passes only its text on.
     """
 
-    def __init__(self, shards: ShardSet, requests: Iterator[Request], view: View, check: bool) -> None:
-        self.shards, self.requests, self.view = shards, requests, view
-        self.reader = Reader(shards, check)
+    def __init__(self, shards: ShardSet, requests: Iterator[Request], view: View, reading: Reading) -> None:
+        self.shards, self.view = shards, view
+        self.ahead = ReadAhead(shards, requests, reading)
         self.waiting: deque[Request] = deque()
         self.error: BaseException | None = None
 
     def __call__(self) -> list[Any]:
         """Return [image bytes, ids, drawn arguments ...] of the next request; StopIteration after the last."""
-        request = next(self.requests)
         try:
-            images = [self.reader.read(int(i)) for i in request.ids]
+            request, images = self.ahead.take()
             arguments = self.arguments(request)
+        except StopIteration:
+            raise
         except BaseException as error:
             self.error = error
             raise

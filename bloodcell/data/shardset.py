@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from shards.errors import BadInput, EnvironmentFault
+from shards.errors import BadInput, Unreadable
 from shards.format import DatasetInfo, open_index, read_dataset, read_samples
 from shards.sources.items import FIXED
 
@@ -113,7 +113,7 @@ class Reader:
         """Return the bytes of one image, uint8 [size].
 
         Raises:
-            EnvironmentFault: the disk fails, the shard is gone or too short, or the bytes are not those that were
+            Unreadable: the disk fails, the shard is gone or too short, or the bytes are not those that were
                 packed; names the sample's key and shard.
         """
         row = self.shards.index[sample]
@@ -133,9 +133,12 @@ class Reader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _fault(self, sample: int, problem: str) -> EnvironmentFault:
-        fix = f"restore the shard (`bloodcell verify {self.shards.folder}` lists all bad ones), then start again"
-        return EnvironmentFault(f"a sample cannot be read: {problem}", self.shards.describe(sample), fix)
+    def _fault(self, sample: int, problem: str) -> Unreadable:
+        fix = (
+            f"restore the shard (`bloodcell verify {self.shards.folder}` lists all bad ones), then start again; "
+            "or train without such samples: --data.on_error skip"
+        )
+        return unreadable(self.shards, sample, problem, fix)
 
     def _descriptor(self, shard: int) -> int:
         if shard in self._open:
@@ -146,3 +149,9 @@ class Reader:
         path = self.shards.folder / self.shards.info.shards[shard].file
         self._open[shard] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         return self._open[shard]
+
+
+def unreadable(shards: ShardSet, sample: int, problem: str, fix: str) -> Unreadable:
+    """Return the error that names a sample, its shard and where in it."""
+    where = f"{shards.describe(sample)}, byte {int(shards.index['offset'][sample]):,}"
+    return Unreadable(f"a sample cannot be read: {problem}", where, fix)

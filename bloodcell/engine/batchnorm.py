@@ -9,7 +9,7 @@ after every step would.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -22,10 +22,12 @@ class BatchNormStatistics:
 
     Args:
         model: the network (not wrapped).
+        modules: its layers that are meant; None is all that have running statistics.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    def __init__(self, model: nn.Module, modules: Sequence[_BatchNorm] | None = None) -> None:
+        found = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self.modules = found if modules is None else [m for m in found if any(m is wanted for wanted in modules)]
         self._momentum = [m.momentum for m in self.modules]
         self._buffers = [b for m in self.modules for b in (m.running_mean, m.running_var) if b is not None]
 

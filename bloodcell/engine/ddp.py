@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from bloodcell.config import OptimConfig
 from bloodcell.engine.batchnorm import BatchNormStatistics
-from bloodcell.engine.optim import add_l1, set_learning_rate
+from bloodcell.engine.optim import add_l1, clip_gradients, set_learning_rate
 from shards.errors import BadInput
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +31,7 @@ class DDP:
         precision: fp32, bf16 or fp16 (autocast; fp16 with a gradient scaler).
         config: of the optimizer: L1 penalty and largest gradient norm.
         micro_batches: in a step over all ranks, to keep BatchNorm's counters independent of the world size.
+        compress: whether gradients travel as bf16 (NCCL only).
     """
 
     name = "ddp"
@@ -42,19 +44,21 @@ class DDP:
         precision: str,
         config: OptimConfig,
         micro_batches: int,
+        compress: bool = False,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.precision, self.config, self.micro_batches = precision, config, micro_batches
-        self.steps = 0
+        self.steps, self._compress = 0, compress
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._statistics = BatchNormStatistics(model)
+        self._weights = list[torch.Tensor](model.parameters())
         self._net: nn.Module = self._wrapped(share_weights=True)
 
     def _wrapped(self, share_weights: bool) -> DistributedDataParallel:
         with warnings.catch_warnings():
             # The successor of broadcast_buffers is not there before torch 2.14.
             warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(
+            wrapped = DistributedDataParallel(
                 self.model,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 # BatchNorm statistics stay local and are averaged when needed (batchnorm.py).
@@ -63,6 +67,9 @@ class DDP:
                 static_graph=True,
                 init_sync=share_weights,
             )
+        if self._compress:
+            wrapped.register_comm_hook(None, bf16_compress_hook)
+        return wrapped
 
     def rewrap(self) -> None:
         """Take up that other weights need gradients than before: warm_up() must follow. Collective.
@@ -75,15 +82,17 @@ class DDP:
         self._net = self._wrapped(share_weights=False)
 
     def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Do one forward and backward that leaves no trace.
+        """Do two forwards and backwards that leave no trace.
 
-        DDP lays its gradient buckets out anew after the first backward, and beyond two ranks the order of summation
-        follows that layout; a resumed process would repeat the first layout and drift from the undisturbed run.
+        DDP lays its gradient buckets out anew once it knows the order in which gradients arrive, and beyond two ranks
+        the order of summation follows that layout; a resumed process would repeat the first layout and drift from the
+        undisturbed run. A static graph counts its hooks in the first backward and notes their order in the second.
         """
         buffers = [buffer.detach().clone() for buffer in self.model.buffers()]
-        loss = nn.functional.cross_entropy(self.forward(images), labels)
-        loss.backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(2):
+            loss = nn.functional.cross_entropy(self.forward(images), labels)
+            loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
@@ -110,7 +119,7 @@ class DDP:
         set_learning_rate(self.optimizer, rate)
         self._scaler.unscale_(self.optimizer)
         add_l1(self.optimizer, self.config.l1)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip or float("inf"))
+        norm = clip_gradients(self._weights, self.config.clip)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -124,12 +133,19 @@ class DDP:
         with self._statistics.averaged():
             yield
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return model (averaged statistics), optimizer, scaler and every rank's own statistics. Collective."""
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return model (averaged statistics), optimizer, scaler and every rank's own statistics; no rank holds more.
+
+        Parameters and optimizer state are those that training goes on with, not copies. Collective.
+        """
         own = self._statistics.gather(self._statistics.read())
+        parameters = {name for name, _ in self.model.named_parameters()}
         with self.averaged():
-            model = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-        return {
+            model = {
+                name: value.detach() if name in parameters else value.detach().clone()
+                for name, value in self.model.state_dict().items()
+            }
+        common = {
             "strategy": self.name,
             "steps": self.steps,
             "model": model,
@@ -137,6 +153,7 @@ class DDP:
             "scaler": self._scaler.state_dict(),
             "statistics": own,
         }
+        return common, {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state of any world size; each rank's own statistics return where the size is the same."""

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from bloodcell.config import Config, DataConfig, EngineConfig, ModelConfig
 from bloodcell.data.pipeline import View
+from bloodcell.data.policies import find_policy
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.evaluate import MODEL_FILE, load_model
 from bloodcell.engine.feature_table import FeatureTable
@@ -60,7 +61,14 @@ class Encoder:
 
 
 def zoo_encoder(
-    model: ModelConfig, classes: int, size: int | None, batch: int, data: Path, device: Device, ranks: Ranks
+    model: ModelConfig,
+    classes: int,
+    size: int | None,
+    batch: int,
+    data: Path,
+    device: Device,
+    ranks: Ranks,
+    policy: str = "none",
 ) -> Encoder:
     """Return a network of the zoo with the weights that `model` asks for, and a fresh head.
 
@@ -72,14 +80,16 @@ def zoo_encoder(
         data: the set or folder.
         device: auto, cpu or cuda.
         ranks: this process's place.
+        policy: of augmented views.
 
     Raises:
-        BadInput: no such model, weights that are not there or not its own, or a size that it cannot take.
+        BadInput: no such model or policy, weights that are not there or not its own, or a size that it cannot take.
     """
-    asked = DataConfig(set=str(data), size=size or zoo.spec(model.name).size, policy="none", micro_batch=batch)
+    asked = DataConfig(set=str(data), size=size or zoo.spec(model.name).size, policy=policy, micro_batch=batch)
     engine = EngineConfig(device=device, precision="fp32")
     config = resolve(Config(model=model, data=asked, engine=engine), ranks)
     check_model(config)
+    find_policy(policy)
     file = sources.find(model.name, model.weights)
     network = make_model(config, classes, say if ranks.first else None).to(choose_device(ranks, engine.device))
     return Encoder(config, network, _about(config, sha256(file) if file else "none"), ranks)
@@ -105,13 +115,14 @@ def _about(config: Config, weights: str) -> dict[str, Any]:
     return {"model": config.model.name, "weights": weights, "size": config.data.size, "precision": precision}
 
 
-def encode_set(encoder: Encoder, shards: ShardSet, ids: np.ndarray) -> FeatureTable | None:
+def encode_set(encoder: Encoder, shards: ShardSet, ids: np.ndarray, augmented: int = 0) -> FeatureTable | None:
     """Return the features of some samples of a set on the first rank, None on the others. Collective.
 
     Args:
         encoder: the network.
         shards: the set.
         ids: int64 [samples], ascending.
+        augmented: 0 shows the images as they are, n > 0 in their n-th view under the encoder's policy.
 
     Raises:
         EnvironmentFault: a sample cannot be read.
@@ -120,19 +131,21 @@ def encode_set(encoder: Encoder, shards: ShardSet, ids: np.ndarray) -> FeatureTa
     config = encoder.config
     inference = make_inference(config, "features", shards, make_view(config), encoder.device, encoder.ranks)
     with tapped(encoder.model) as tap:
-        found = inference.outputs(tap, as_ranges(ids), "computing features")
+        doing = f"computing features, view {augmented}" if augmented else "computing features"
+        found = inference.outputs(tap, as_ranges(ids), doing, augmented)
     if found is None:
         return None
     place = np.argsort(found[0], kind="stable")
     if not np.array_equal(found[0][place], ids):
         raise Fault(f"the features do not hold each of {len(ids):,} samples exactly once", shards.folder)
     rows = shards.table(COLUMNS).take(ids).add_column(0, "id", pa.array(ids))
-    return FeatureTable(rows, found[1][place], about_set(encoder, shards))
+    return FeatureTable(rows, found[1][place], about_set(encoder, shards, augmented))
 
 
-def about_set(encoder: Encoder, shards: ShardSet) -> dict[str, Any]:
+def about_set(encoder: Encoder, shards: ShardSet, augmented: int = 0) -> dict[str, Any]:
     """Return what the features of a set follow from."""
-    return {**encoder.about, "data": shards.folder.name, "fingerprint": shards.info.fingerprint}
+    view = {"policy": encoder.config.data.policy, "view": augmented} if augmented else {}
+    return {**encoder.about, **view, "data": shards.folder.name, "fingerprint": shards.info.fingerprint}
 
 
 def encode_files(encoder: Encoder, items: Sequence[Item]) -> FeatureTable:

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bloodcell.data.loader import Loader
+from bloodcell.data.loader import Loader, evaluation_requests
 from bloodcell.data.order import EvaluationOrder
-from bloodcell.data.pipeline import Request
 from bloodcell.data.policies import POLICIES
 from bloodcell.data.shardset import Reader, ShardSet
 from bloodcell.engine.inference import Inference, as_ranges, evaluating
@@ -36,9 +35,8 @@ def penultimate(inference: Inference, model: nn.Module, ids: np.ndarray) -> np.n
     """
     order = EvaluationOrder(as_ranges(ids), inference.batch)
     view = replace(inference.view, policy=POLICIES["none"])
-    loader = Loader(
-        inference.shards, _requests(order), view, inference.batch, inference.threads, inference.device, inference.check
-    )
+    how = (inference.batch, inference.threads, inference.device, inference.reading)
+    loader = Loader(inference.shards, evaluation_requests(order, 1, 0), view, *how)
     with evaluating(model), tapped(model) as tap, loader, torch.inference_mode():
         seen = [tap(batch.images) for batch in loader]
     return torch.cat(seen)[: order.length].cpu().numpy()
@@ -73,12 +71,6 @@ def tapped(model: nn.Module) -> Iterator[Tap]:
         yield tap
     finally:
         hook.remove()
-
-
-def _requests(order: EvaluationOrder) -> Iterator[Request]:
-    for index in range(order.batches_per_rank(1)):
-        ids, valid = order.batch(index, 1, 0)
-        yield Request(ids, np.zeros_like(ids), 0, valid)
 
 
 def image_quantities(shards: ShardSet, ids: np.ndarray) -> dict[str, np.ndarray]:

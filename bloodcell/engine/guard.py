@@ -1,4 +1,4 @@
-"""What all ranks agree on after every step: is everything finite, what was the loss, which samples were consumed.
+"""What all ranks agree on after every step: is all finite, the loss, which samples, was one signalled, can each go on.
 
 One small sum over ranks per step carries it all. Its result is looked at one step later, so that the host never waits
 for the device; nothing is saved before it was looked at.
@@ -6,15 +6,20 @@ for the device; nothing is saved before it was looked at.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from bloodcell.data.leaving_out import LeftOut
 from bloodcell.data.order import DIGEST_MASK, step_digest
-from bloodcell.data.pipeline import Request
+from bloodcell.data.request import Request
+from bloodcell.engine.agree import gather_texts
+from bloodcell.engine.preemption import asked
 from shards.errors import Fault
 
 LIMB = 21
@@ -40,6 +45,8 @@ class StepReport:
     loss: float
     grad_norm: float
     digest: int
+    left_out: tuple[dict[str, Any], ...] = ()
+    """Samples that others stood in for, over all ranks (leaving_out.LeftOut)."""
 
 
 class Guard:
@@ -55,6 +62,15 @@ class Guard:
         self.device, self.describe, self.check_norm = device, describe, check_norm
         self._current: StepRecord | None = None
         self._last: StepRecord | None = None
+        self.stop = False
+        """Whether a signal asked any rank to stop, as far as the reports that were read say: alike on all ranks."""
+        self.unreadable = False
+        """Whether any rank cannot read a sample of a coming step; in the same way."""
+
+    @property
+    def leave(self) -> bool:
+        """Whether all ranks shall save and leave; alike on all."""
+        return self.stop or self.unreadable
 
     def begin(self, step: int) -> None:
         """Start a step."""
@@ -66,8 +82,12 @@ class Guard:
         self._current.requests.append(request)
         self._current.losses.append(loss.detach())
 
-    def end(self, norm: torch.Tensor) -> StepReport | None:
+    def end(self, norm: torch.Tensor, unreadable: bool = False) -> StepReport | None:
         """End the step; return the report of the step before it. Collective.
+
+        Args:
+            norm: of the gradient.
+            unreadable: whether this rank cannot read a sample of the next two steps.
 
         Raises:
             Fault: a loss or gradient of that step is not finite; names its samples. On all ranks alike.
@@ -80,10 +100,12 @@ class Guard:
             bad = bad + (~torch.isfinite(norm)).double()
         digest = sum(step_digest(r.ids, r.occurrences, record.step) for r in record.requests) & DIGEST_MASK
         limbs = [float(digest >> (LIMB * i) & ((1 << LIMB) - 1)) for i in range(3)]
+        left_out = sum(len(r.left_out) for r in record.requests)
+        told = [float(asked()), float(unreadable), float(left_out), *limbs]
         sums = torch.cat(
             [
                 torch.stack([bad, losses.sum(), torch.full_like(bad, len(losses)), norm.detach().double()]),
-                torch.tensor(limbs, dtype=torch.float64).to(self.device, non_blocking=True),
+                torch.tensor(told, dtype=torch.float64).to(self.device, non_blocking=True),
             ]
         )
         report = self._read(before)
@@ -102,11 +124,24 @@ class Guard:
             return None
         if record.ready is not None:
             record.ready.synchronize()
-        bad, loss, count, norm, *limbs = record.total.tolist()
+        bad, loss, count, norm, signalled, unreadable, left_out, *limbs = record.total.tolist()
+        self.stop = self.stop or signalled > 0
+        self.unreadable = self.unreadable or unreadable > 0
         if bad:
             self._fail(record)
         digest = sum(int(limb) << (LIMB * i) for i, limb in enumerate(limbs)) & DIGEST_MASK
-        return StepReport(record.step, loss / count, norm / dist.get_world_size(), digest)
+        told = self._left_out(record) if left_out else ()
+        return StepReport(record.step, loss / count, norm / dist.get_world_size(), digest, told)
+
+    def _left_out(self, record: StepRecord) -> tuple[dict[str, Any], ...]:
+        """Gather which samples were left out of a step, on all ranks, in the order of micro-batches and rows."""
+        first = dist.get_rank() * len(record.requests)
+        mine = [
+            asdict(LeftOut(record.step, first + slot, *one))
+            for slot, request in enumerate(record.requests)
+            for one in sorted(request.left_out)
+        ]
+        return tuple(one for text in gather_texts(json.dumps(mine)) for one in json.loads(text))
 
     def _fail(self, record: StepRecord) -> None:
         """Gather the ids of the bad micro-batches of all ranks and raise on every rank."""

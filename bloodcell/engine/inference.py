@@ -15,13 +15,17 @@ from bloodcell.data.loader import Batch, Loader, evaluation_requests
 from bloodcell.data.order import EvaluationOrder
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES
+from bloodcell.data.reading import Reading
 from bloodcell.data.shardset import ShardSet
+from bloodcell.engine.agree import raise_together
 from bloodcell.engine.ddp import autocast
 from bloodcell.engine.orientations import oriented_logits
+from bloodcell.engine.preemption import stoppable
 from bloodcell.evaluation.external import LabelMap
 from bloodcell.evaluation.predictions import Predictions, assemble
 from bloodcell.ranks import Ranks
 from shards.console import progress
+from shards.errors import Unreadable
 
 ALL = "all"
 """Name for all samples of a set, whatever their split."""
@@ -33,13 +37,13 @@ class Inference:
 
     Attributes:
         shards: the set.
-        view: how images become input; its policy is not used.
+        view: how images become input; its policy is used only where augmented views are asked for.
         batch: images that pass through the network at once.
         threads: decoding threads.
         device: of this rank.
         precision: fp32, bf16 or fp16.
         ranks: this process's place.
-        check: compare every image with its checksum.
+        reading: how samples are read; a table of predictions never leaves one out.
         name: of the run, for the table.
         orientations: in how many of the eight orientations each image is shown; probabilities are averaged.
         labels: how the classes of the set become those of the network, None where they are the same.
@@ -52,7 +56,7 @@ class Inference:
     device: torch.device
     precision: str
     ranks: Ranks
-    check: bool
+    reading: Reading
     name: str
     orientations: int = 1
     labels: LabelMap | None = None
@@ -64,14 +68,17 @@ class Inference:
 
         Raises:
             BadInput: no sample of the split has a class of the network.
-            EnvironmentFault: a sample cannot be read.
+            Unreadable: a sample cannot be read; on all ranks alike.
+            Stopped: a signal asked a rank to stop (only while a run trains).
             Fault: a sample is missing or doubled, or a logit is not finite.
         """
         ranges = self.ranges(split)
         found = self.outputs(model, ranges, f"evaluating {split}")
         return None if found is None else self._assembled(split, ranges, *found)
 
-    def outputs(self, model: nn.Module, ranges: np.ndarray, doing: str) -> tuple[np.ndarray, np.ndarray] | None:
+    def outputs(
+        self, model: nn.Module, ranges: np.ndarray, doing: str, augmented: int = 0
+    ) -> tuple[np.ndarray, np.ndarray] | None:
         """Return ids int64 [n] and outputs float32 [n, width] of some samples on the first rank, in no fixed order.
 
         None on the other ranks. Collective.
@@ -80,16 +87,17 @@ class Inference:
             model: gives float [n, width] for images [n, 3, size, size].
             ranges: of the samples' ids, half-open, int64 [ranges, 2].
             doing: what is being done, for the progress line.
+            augmented: 0 shows the images as they are, n > 0 in their n-th view under the view's policy.
         """
         order = EvaluationOrder(ranges, self.batch)
-        view = replace(self.view, policy=POLICIES["none"])
-        requests = evaluation_requests(order, self.ranks.world, self.ranks.rank)
-        loader = Loader(self.shards, requests, view, self.batch, self.threads, self.device, self.check)
+        view = self.view if augmented else replace(self.view, policy=POLICIES["none"])
+        requests = evaluation_requests(order, self.ranks.world, self.ranks.rank, max(0, augmented - 1))
+        loader = Loader(self.shards, requests, view, self.batch, self.threads, self.device, self.reading)
         with evaluating(model), loader:
             batches: Iterable[Batch] = loader
             if self.ranks.first:
                 batches = progress(loader, doing, order.batches_per_rank(self.ranks.world))
-            mine = self._apply(model, batches)
+            mine = self._together(model, batches)
         parts = [gather(values) for values in mine]
         if not self.ranks.first:
             return None
@@ -102,11 +110,21 @@ class Inference:
         ids = split_ids(self.shards, split)
         return as_ranges(ids if self.labels is None else ids[self.labels.kept(self.shards.index["label"][ids])])
 
+    def _together(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[torch.Tensor, ...]:
+        """Apply the network; a sample that this rank cannot read is everybody's error. Collective."""
+        problem: Unreadable | None = None
+        try:
+            mine = self._apply(model, batches)
+        except Unreadable as error:
+            problem = error
+        raise_together(problem)
+        return mine
+
     @torch.inference_mode()
     def _apply(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return ids int64 [n], outputs float32 [n, width] and valid uint8 [n] of this rank, on the host."""
         ids, logits, valid = [], [], []
-        for batch in batches:
+        for batch in stoppable(batches, "an evaluation is not finished"):
             with autocast(self.device, self.precision):
                 logits.append(oriented_logits(model, batch.images, self.orientations))
             ids.append(torch.from_numpy(batch.request.ids))

@@ -45,19 +45,25 @@ class Meter:
         self.images += self.global_batch
         self._mark, self._waited = now, waited
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean seconds of a step so far."""
+        return self.seconds * self.global_batch / self.images if self.images else 0.0
+
     def note(self, report: StepReport | None) -> None:
         """Take in the report of a finished step."""
         if report is not None:
             self._losses.append(report.loss)
             self._norms.append(report.grad_norm)
 
-    def record(self, rate: float) -> dict[str, float]:
-        """Return the means since the last record and forget them."""
+    def record(self, rate: float, size: int) -> dict[str, float]:
+        """Return the means since the last record and forget them; `rate` and `size` are those of the last step."""
         images, seconds, waited = self.images, self.seconds, self.waited
         before = self._before
         span = max(seconds - before[1], 1e-9)
         values = {
             "train/lr": rate,
+            "train/size": size,
             "train/images_per_s": (images - before[0]) / span,
             "train/data_wait": (waited - before[2]) / span,
             "train/memory_mib": self.memory(),

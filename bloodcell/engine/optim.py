@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.models import group_parameters
-from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from bloodcell.config import OptimConfig
@@ -30,6 +28,8 @@ def check_optimizer(name: str) -> None:
     library, _, wanted = name.partition(":")
     if library != "timm":
         raise BadInput(f"no optimizer {name!r}", "optim.name", f"choose one of {', '.join(OWN)} or timm:NAME")
+    from timm.optim import list_optimizers  # late: importing timm takes longer than all else that a start needs
+
     known = list_optimizers()
     if wanted not in known:
         raise BadInput(f"timm has no optimizer {wanted!r}", "optim.name", nearest(wanted, known) or "see timm.optim")
@@ -58,6 +58,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device)
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=fused)
     if config.name == "rmsprop":
         return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum)
+    from timm.optim import create_optimizer_v2
+
     name = config.name.partition(":")[2]
     try:
         # The groups carry the decay; a default beside them would decay biases too.
@@ -80,6 +82,13 @@ def add_l1(optimizer: torch.optim.Optimizer, strength: float) -> None:
             for weight in group["params"]:
                 if weight.grad is not None:
                     weight.grad.add_(weight.sign(), alpha=strength)
+
+
+def clip_gradients(weights: list[torch.Tensor], largest: float) -> torch.Tensor:
+    """Scale the gradients down to the norm `largest` if theirs is above it (0: never); return their norm before."""
+    if largest:
+        return nn.utils.clip_grad_norm_(weights, largest)
+    return nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
 
 
 def _groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -106,6 +115,8 @@ def layers_of(model: nn.Module) -> Callable[[str], int]:
     `features.denseblock1`) or a module of the first level, in the order of definition.
     """
     if hasattr(model, "group_matcher"):
+        from timm.models import group_parameters
+
         numbers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
         return lambda name: numbers[name]
     blocks: dict[str, int] = {}

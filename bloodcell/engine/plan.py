@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from bloodcell.config import Config
 from bloodcell.data.order import BatchOrder, check_world
 from bloodcell.engine.schedule import Schedule
+from bloodcell.engine.sizes import Sizes, parse_sizes
 from bloodcell.ranks import Ranks
 
 
@@ -21,6 +22,7 @@ class Plan:
         steps_per_epoch: whole steps in an epoch.
         steps: of the whole run.
         schedule: of the learning rate.
+        sizes: of the training images.
         save_every: steps between checkpoints.
         evaluate_every: steps between validations.
     """
@@ -31,6 +33,7 @@ class Plan:
     steps_per_epoch: int
     steps: int
     schedule: Schedule
+    sizes: Sizes
     save_every: int
     evaluate_every: int
 
@@ -48,7 +51,7 @@ class Plan:
 
 
 def make_plan(config: Config, order: BatchOrder, ranks: Ranks) -> Plan:
-    """Derive the plan; raises BadInput if the world size does not divide the micro-batches."""
+    """Derive the plan; raises BadInput for a world size that does not divide the micro-batches, or senseless sizes."""
     check_world(config.train.micro_batches, ranks.world)
     per_epoch = order.steps_per_epoch
     steps = config.train.epochs * per_epoch
@@ -66,6 +69,7 @@ def make_plan(config: Config, order: BatchOrder, ranks: Ranks) -> Plan:
             config.optim.fall,
             config.optim.fall_after * per_epoch,
         ),
+        sizes=Sizes(parse_sizes(config.train.sizes, config.data.size), steps),
         save_every=config.train.save_every or per_epoch,
         evaluate_every=config.train.evaluate_every * per_epoch,
     )

@@ -10,6 +10,7 @@ a linear one besides:       config.json, environment.json, status.json and model
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,13 @@ class Probing:
         encoder: the network.
         shards: the set.
         method: linear or knn.
+        views: of each training sample under the encoder's policy, beside the plain one.
     """
 
     encoder: Encoder
     shards: ShardSet
     method: str
+    views: int = 0
 
     def parts(self, fold: int) -> dict[str, np.ndarray]:
         """Return the ids of the samples of train, val and (where there is one) test; raises BadInput."""
@@ -67,33 +70,50 @@ class Probing:
                 found[name] = split_ids(self.shards, split)
         return found
 
-    def features(self, folds: list[int], stored: Path | None) -> tuple[FeatureTable | None, bool]:
-        """Return the features of all samples of some folds, and whether `stored` held them. Collective.
+    def features(self, folds: list[int], stored: Path | None) -> list[tuple[FeatureTable | None, bool]]:
+        """Return the features of all samples of some folds, and whether a file held them. Collective.
 
-        Where they must be computed, only the first rank has them.
+        After them come those of the training samples in each augmented view. Where they must be computed, only the
+        first rank has them.
 
         Raises:
             BadInput: `stored` is no table of features.
         """
-        ids = np.unique(np.concatenate([part for fold in folds for part in self.parts(fold).values()]))
-        if stored is not None and stored.exists():
-            table = read_feature_table(stored)
-            if table.about == about_set(self.encoder, self.shards) and np.isin(ids, table.ids).all():
+        parts = [self.parts(fold) for fold in folds]
+        plain = np.unique(np.concatenate([ids for part in parts for ids in part.values()]))
+        train = np.unique(np.concatenate([part["train"] for part in parts]))
+        return [self._table(train if view else plain, view, stored) for view in range(self.views + 1)]
+
+    def _table(self, ids: np.ndarray, view: int, stored: Path | None) -> tuple[FeatureTable | None, bool]:
+        file = None if stored is None else view_file(stored, view)
+        if file is not None and file.exists():
+            table = read_feature_table(file)
+            if table.about == about_set(self.encoder, self.shards, view) and np.isin(ids, table.ids).all():
                 return table, True
             if self.encoder.ranks.first:
-                say(f"{stored} is of another network, set or split: the features are computed anew")
-        return encode_set(self.encoder, self.shards, ids), False
+                say(f"{file} is of another network, set or split: the features are computed anew")
+        return encode_set(self.encoder, self.shards, ids, view), False
 
-    def settle(self, folder: Path, fold: int, table: FeatureTable) -> dict[str, Any]:
-        """Fit the probe of one fold, write its folder, return what probe.json holds and the results."""
+    def settle(self, folder: Path, fold: int, tables: Sequence[FeatureTable]) -> dict[str, Any]:
+        """Fit the probe of one fold, write its folder, return what probe.json holds and the results.
+
+        Args:
+            folder: of the probe.
+            fold: -1 for a set without folds.
+            tables: of the plain images, then of the training samples in each augmented view.
+        """
+        table, *augmented = tables
         parts = self.parts(fold)
         info = self.shards.info
         labels = {name: np.asarray(self.shards.index["label"][ids], dtype=np.int64) for name, ids in parts.items()}
-        train, val = (Samples(table.of(parts[name]), labels[name]) for name in ("train", "val"))
+        shown = [each.of(parts["train"]) for each in tables]
+        train = Samples(np.concatenate(shown), np.tile(labels["train"], len(shown)))
+        val = Samples(table.of(parts["val"]), labels["val"])
         probe = METHODS[self.method](train, val, len(info.classes))
         run = RunFolder(folder)
         _make(run, self.method)
         about = {"schema": SCHEMA, "method": self.method, **settings(probe), "features": table.about}
+        about["views"] = [each.about for each in augmented]
         run.write("probe.json", about)
         if probe.weight is not None:
             self._write_run(run, fold, probe)
@@ -134,6 +154,11 @@ class Probing:
         run.write("environment.json", environment(threads, ranks.launcher, config.engine.device, ranks.world))
         export_weights(run, self.encoder.model, config, info.classes, info.fingerprint)
         run.write("status.json", {"state": "done", "outcome": {"code": 0, "what": "fitted"}, "world": ranks.world})
+
+
+def view_file(stored: Path, view: int) -> Path:
+    """Return where the features of a view are kept: FILE.parquet, then FILE-view1.parquet and so on."""
+    return stored.with_stem(f"{stored.stem}-view{view}") if view else stored
 
 
 def probe_config(config: Config, fold: int) -> Config:

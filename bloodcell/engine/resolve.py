@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,14 +11,25 @@ from bloodcell.config import Config, override
 from bloodcell.ranks import Ranks, choose_device, cores_per_rank
 
 
-def resolve(config: Config, ranks: Ranks) -> Config:
-    """Return the config with device, precision and threads decided for this machine and paths made absolute.
+@dataclass(frozen=True)
+class Machine:
+    """Where the run will be, if that is not here: `device` ("cuda" or "cpu") and `cores` of each rank."""
+
+    device: str
+    cores: int
+
+
+def resolve(config: Config, ranks: Ranks, machine: Machine | None = None) -> Config:
+    """Return the config with device, precision and threads decided for `machine` (this one) and paths made absolute.
 
     Raises:
-        BadInput: a device is asked for that is not there.
+        BadInput: a device is asked for that is not here, where here matters.
     """
-    device = choose_device(ranks, config.engine.device)
-    cores = cores_per_rank(ranks)
+    if machine is None:
+        device, cores = choose_device(ranks, config.engine.device), cores_per_rank(ranks)
+    else:
+        wanted = machine.device if config.engine.device == "auto" else config.engine.device
+        device, cores = torch.device(wanted), machine.cores
     return override(
         config,
         {

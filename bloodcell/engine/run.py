@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,23 @@ import torch
 import torch.distributed as dist
 
 from bloodcell.config import Config, encode
-from bloodcell.data.order import planned_digest
+from bloodcell.data.leaving_out import LeftOut, consumed_digest
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank
+from bloodcell.engine.attempts import begin_attempt
 from bloodcell.engine.evaluate import evaluate_run, export_weights
-from bloodcell.engine.setup import Job, prepare
+from bloodcell.engine.preemption import started
+from bloodcell.engine.setup import Job, make_order, prepare
+from bloodcell.engine.skipped import SKIPPED_FILE, describe_left_out
 from bloodcell.engine.train import Progress, train
+from bloodcell.engine.watchdog import feed
 from bloodcell.models import sources
 from bloodcell.models.weights import sha256
 from bloodcell.ranks import Ranks
 from bloodcell.runfolder import RunFolder, Status, environment
 from bloodcell.tracking import Tracker, open_tracker
-from shards.console import say
-from shards.errors import Fault, Stopped
+from shards.console import say, warn
+from shards.errors import Fault, Preempted, Stopped
 
 
 def execute(
@@ -40,45 +45,65 @@ def execute(
     Returns:
         {split: result} on the first rank.
     """
-    on_first_rank(ranks, lambda: _open(run, content, config, ranks))
+    on_first_rank(ranks, lambda: _open(run, content, config, ranks, status, shards))
     status.update(state="starting")
     job = prepare(config, run, status, ranks, shards)
     state, resumed = _restore(job)
     job.tracker = _track(job, state, resumed)
+    job.tell_left_out(state)
+    started()
     outcome = "failed"
     try:
         if not state.finished:
             train(job, state)
+        job.checkpoints.wait()
         _prove(job, state)
         results = _finish(job, state)
         outcome = "done"
     except Stopped:
+        job.checkpoints.wait()  # all ranks stop together: what was asked to be saved is there when they leave
         outcome = "preempted"
+        job.tracker.close(outcome)
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()  # go together: a launcher that sees one rank go soon kills those that still say goodbye
         raise
     finally:
+        job.checkpoints.close()
         job.tracker.close(outcome)
     return results
 
 
-def _open(run: RunFolder, content: dict[str, Any], config: Config, ranks: Ranks) -> None:
+def _open(
+    run: RunFolder, content: dict[str, Any], config: Config, ranks: Ranks, status: Status, shards: ShardSet
+) -> None:
     run.create(content)
+    limits = (config.engine.max_attempts, config.engine.max_deaths)
+    begin_attempt(run.path, status, newest_step(run), limits, make_order(config, shards), shards.describe)
     threads = {"torch": config.engine.threads, "loader": config.data.threads}
     device = torch.cuda.get_device_name() if config.engine.device == "cuda" else "cpu"
     file = sources.find(config.model.name, config.model.weights)
     start = {"weights": {"file": str(file), "sha256": sha256(file)} if file else None}
-    run.write("environment.json", {**environment(threads, ranks.launcher, device, ranks.world), **start})
+    exact = {"seed": config.train.seed, "deterministic": torch.are_deterministic_algorithms_enabled()}
+    run.write("environment.json", {**environment(threads, ranks.launcher, device, ranks.world), **start, **exact})
+
+
+def newest_step(run: RunFolder) -> int:
+    """Return the optimizer steps of the newest checkpoint in a run folder, 0 if there is none."""
+    found = [path.name for path in (run.path / "checkpoints").glob("*") if path.name.isdigit()]
+    return max(map(int, found), default=0)
 
 
 def _restore(job: Job) -> tuple[Progress, bool]:
     """Return where the run stands, with the strategy in that state, and whether it was started before. Collective."""
     found = job.checkpoints.load("last")
-    dist.barrier()
     if found is None:
         return Progress(), job.status.values["attempt"] > 1
     state, progress = found
     job.strategy.load_state_dict(state)
     job.average.load_state_dict(state["average"])
     restored = Progress(**progress)
+    if job.checkpoints.damaged:
+        job.status.update(damaged_checkpoints=job.checkpoints.damaged)
     # A longer plan than at the time of saving: there is training left.
     restored.finished = restored.finished and restored.planned == job.plan.steps
     if job.ranks.first:
@@ -108,14 +133,16 @@ def _track(job: Job, state: Progress, resumed: bool) -> Tracker:
             tensorboard=tracking.tensorboard,
             rank=job.ranks.rank,
             resume_step=state.step if resumed else None,
+            again="val/" if state.unvalidated else None,
         ),
     )
     return opened or Tracker()
 
 
 def _prove(job: Job, state: Progress) -> None:
-    """Compare what was consumed, over all ranks and restarts, with what the plan deals."""
-    if state.lineage != planned_digest(job.order, 0, state.step):
+    """Compare what was consumed, over all ranks and restarts, with what the plan deals, less what was left out."""
+    left_out = [LeftOut(**one) for one in state.left_out]
+    if state.lineage != consumed_digest(job.order, state.step, left_out):
         raise Fault(
             "the samples that were consumed are not those of the plan", f"steps 0 to {state.step}", "report this"
         )
@@ -123,6 +150,10 @@ def _prove(job: Job, state: Progress) -> None:
 
 def _finish(job: Job, state: Progress) -> dict[str, Any]:
     """Make the best weights the run's result and evaluate them. Collective."""
+    feed("judging", state.step)
+    job.tell_left_out(state)
+    if state.left_out and job.ranks.first:
+        warn(f"{describe_left_out(state.left_out)}: {job.run.path / SKIPPED_FILE}")
     job.status.update(state="evaluating", step=state.step, lineage=state.lineage, lineage_proven=True)
     best = job.checkpoints.load("best") or job.checkpoints.load("last")
     assert best is not None
@@ -142,10 +173,15 @@ def _finish(job: Job, state: Progress) -> dict[str, Any]:
 def failure(run: RunFolder, status: Status, code: int, problem: Exception) -> None:
     """Write into status.json why the run stopped, from whichever rank knows."""
     before = run.read("status.json") or {}
-    said = before.get("outcome")
-    if isinstance(said, dict) and before.get("attempt") == status.values["attempt"]:
-        return  # another rank knew first; what the others see is the consequence
+    here = before.get("attempt") == status.values["attempt"]
+    if here and isinstance(before.get("outcome"), dict):
+        # Another rank knew first; what the others see is the consequence. But the first one knows the newest numbers.
+        if status.first:
+            status.update(state=before["state"], outcome=before["outcome"])
+        return
     status.writes = Path(run.path).is_dir()
-    status.update(
-        state="stopped" if isinstance(problem, Stopped) else "failed", outcome={"code": code, "what": str(problem)}
-    )
+    if here and not status.first:
+        status.values = before
+    kind = "preempted" if isinstance(problem, Preempted) else "stopped" if isinstance(problem, Stopped) else "failed"
+    state = "stopped" if isinstance(problem, Stopped) else "failed"
+    status.update(state=state, outcome={"code": code, "kind": kind, "what": str(problem)})

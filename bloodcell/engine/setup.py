@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bloodcell.config import Config
 from bloodcell.data.mixing import Mixing
@@ -16,16 +18,20 @@ from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
 from bloodcell.data.sampling import dealt, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
-from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.average import WeightAverage, make_average
+from bloodcell.engine.batches import make_reading
 from bloodcell.engine.checkpoint import Checkpoints
-from bloodcell.engine.ddp import DDP
 from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
 from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
 from bloodcell.engine.plan import Plan, make_plan
+from bloodcell.engine.preemption import Lead
+from bloodcell.engine.reestimate import estimate_statistics
+from bloodcell.engine.sizes import parse_sizes
+from bloodcell.engine.skipped import left_out_facts, write_left_out
+from bloodcell.engine.strategies import check_strategy, joined_norms, make_strategy
 from bloodcell.engine.strategy import Strategy
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
@@ -56,6 +62,11 @@ class Job:
     inference: Inference
     checkpoints: Checkpoints
     tracker: Tracker
+    lead: Lead
+    stall_seconds: float = 0.0
+    """How long training waited for the last checkpoint."""
+    told_left_out: int = -1
+    """How many samples left out were listed last; -1 before the first time."""
 
     def split(self, name: str) -> str:
         """Return the set's name for 'train', 'val' or 'test' under the chosen fold."""
@@ -70,15 +81,37 @@ class Job:
         """How many classes the set has."""
         return len(self.shards.info.classes)
 
-    def save(self, step: int, progress: dict[str, Any], best: bool) -> None:
-        """Write a checkpoint. Collective; raises EnvironmentFault on all ranks if the first one cannot write."""
-        state = {**self.strategy.state_dict(), "average": self.average.state_dict()}
+    def refresh_average(self) -> None:
+        """Estimate BatchNorm's statistics for an average of weights that needs it, before it is validated. Collective.
 
-        def write() -> None:
-            self.tracker.flush()
-            self.checkpoints.save(step, state, progress, best)
+        Layers that keep their stored statistics in training keep them here.
+        """
+        model, seed = self.strategy.model, self.config.train.seed
+        moving = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+        self.average.refresh(lambda: estimate_statistics(model, self.inference, self.split("train"), seed, moving))
 
-        on_first_rank(self.ranks, write)
+    def save(self, step: int, progress: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; training goes on meanwhile. Collective.
+
+        Raises:
+            EnvironmentFault: the one before could not be written; on all ranks.
+        """
+        begin = time.perf_counter()
+        common, mine = self.strategy.state_dict()
+        common = {**common, "average": self.average.state_dict()}
+        self.tracker.flush()
+        self.checkpoints.save(step, common, mine, progress, before=self.tracker.sync)
+        self.stall_seconds = time.perf_counter() - begin
+        self.status.values.update(
+            step=step,
+            checkpoint_stall_seconds=round(self.stall_seconds, 4),
+            checkpoint_write_seconds=round(self.checkpoints.write_seconds, 4),
+        )
+
+    @property
+    def save_seconds(self) -> float:
+        """How long saving takes until all is on the disk, as far as the last ones tell."""
+        return self.stall_seconds + self.checkpoints.write_seconds
 
     def thaw(self, step: int) -> None:
         """Train what the plan wants to be trained in `step`, and only that. Collective."""
@@ -101,6 +134,14 @@ class Job:
             data_wait=round(meter.waited / max(meter.seconds, 1e-9), 4),
             lineage=progress.lineage,
         )
+        self.tell_left_out(progress)
+
+    def tell_left_out(self, progress: Any) -> None:
+        """List the samples that were left out, in status.json and RUN/skipped.csv, when their number has changed."""
+        if len(progress.left_out) != self.told_left_out and self.ranks.first:
+            self.told_left_out = len(progress.left_out)
+            self.status.update(left_out=left_out_facts(self.shards, progress.left_out))
+            write_left_out(self.run.path, self.shards, progress.left_out)
 
 
 def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
@@ -114,6 +155,9 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     outline = check_model(config)
     check_views(config)
     check_optimizer(config.optim.name)
+    check_strategy(config)
+    if config.data.on_error == "skip" and not config.data.check:
+        raise BadInput("samples cannot be left out unless they are checked", "data.on_error", "set data.check to true")
     Freezing(outline, config.model)
     for name in ("train", "val"):
         shards.info.count(shards.split_name(name, config.data.fold))
@@ -122,7 +166,6 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     make_loss(config, shards, order.plan)
     if ranks.first:
         check_tracking(config.tracking.wandb, config.tracking.tensorboard)
-    choose_device(ranks, config.engine.device)
 
 
 def check_views(config: Config) -> None:
@@ -150,6 +193,8 @@ def check_model(config: Config) -> nn.Module:
     zoo.check_size(config.model.name, config.data.size)
     file = sources.find(config.model.name, config.model.weights)
     outline = zoo.outline(config.model.name, config.model.head, config.data.size)
+    for size, _ in parse_sizes(config.train.sizes, config.data.size):
+        zoo.check_same_network(outline, config.model.name, size, config.data.size)
     if file is not None:
         weights.check_weights(outline, file)
     return outline
@@ -202,22 +247,22 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
     device = choose_device(ranks, config.engine.device)
     order = make_order(config, shards)
     plan = make_plan(config, order, ranks)
-    line = describe(order.plan, shards.info.classes)
-    if ranks.first and line:
-        say(line)
+    for line in (describe(order.plan, shards.info.classes), plan.sizes.describe()):
+        if ranks.first and line:
+            say(line)
     view = make_view(config)
     model = make_model(config, len(shards.info.classes), say if ranks.first else None).to(device)
+    model = joined_norms(model, config)
     freezing = Freezing(model, config.model)
     # Optimizer and average hold from the start whatever is trained at any time, so that their states always fit.
     freezing.apply(freezing.last)
     optimizer = build_optimizer(model, config.optim, device)
     average = make_average(model, config.train, plan.steps)
     freezing.apply(freezing.frozen(0))
-    micro_batches = config.train.micro_batches
-    strategy = DDP(model, optimizer, device, config.engine.precision, config.optim, micro_batches)
-    strategy.warm_up(*example(config, device))
     if ranks.first and freezing.first:
         say(freezing.describe(freezing.first))
+    strategy = make_strategy(model, optimizer, device, config, plan.slots)
+    strategy.warm_up(*example(config, device))
     inference = make_inference(config, run.path.name, shards, view, device, ranks)
     return Job(
         config=config,
@@ -235,8 +280,9 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         average=average,
         freezing=freezing,
         inference=inference,
-        checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep),
+        checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep, ranks.rank, ranks.world),
         tracker=Tracker(),
+        lead=Lead(speaks=ranks.first),
     )
 
 
@@ -252,7 +298,7 @@ def make_inference(
         device=device,
         precision=config.engine.precision,
         ranks=ranks,
-        check=config.data.check,
+        reading=make_reading(config),
         name=name,
     )
 

@@ -8,19 +8,15 @@ belong to other weights and are estimated again over the training split (Izmailo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from bloodcell.data.loader import Loader
-from bloodcell.data.pipeline import Request
-from bloodcell.engine.batchnorm import BatchNormStatistics
-from bloodcell.engine.inference import split_ids
+from bloodcell.engine.reestimate import estimate_statistics
 from bloodcell.engine.subject import Subject
 from bloodcell.evaluation import metrics
 from bloodcell.evaluation.predictions import Predictions
@@ -125,49 +121,5 @@ def monitored(predictions: Predictions | None, monitor: str) -> float:
 
 def _load(model: nn.Module, state: State, subject: Subject) -> None:
     model.load_state_dict(dict(state))
-    estimate_statistics(model, subject)
-
-
-@torch.no_grad()
-def estimate_statistics(model: nn.Module, subject: Subject) -> None:
-    """Set BatchNorm's running statistics to their mean over the micro-batches of one pass of training. Collective.
-
-    The images are augmented as in training; the tail that fills no micro-batch is left out.
-
-    Args:
-        model: on the subject's device; nothing is done where it has no BatchNorm.
-        subject: the run whose training split, view and micro-batch count.
-    """
-    statistics = BatchNormStatistics(model)
-    if not statistics.modules:
-        return
-    inference, ranks, seed = subject.inference, subject.ranks, subject.config.train.seed
-    ids = split_ids(subject.shards, subject.split("train"))
-    size = min(inference.batch, len(ids))
-    batches = np.random.default_rng(seed).permutation(ids)[: len(ids) // size * size].reshape(-1, size)
-    mine = batches[ranks.rank :: ranks.world]
-    momenta = [module.momentum for module in statistics.modules]
     model.eval()
-    for module in statistics.modules:
-        module.train()
-        module.reset_running_stats()
-        module.momentum = None  # the plain mean over all batches
-    if len(mine):
-        loader = Loader(
-            subject.shards, _requests(mine), inference.view, size, inference.threads, inference.device, inference.check
-        )
-        with loader:
-            for batch in loader:
-                model(batch.images)
-    total = statistics.read().double() * len(mine)
-    dist.all_reduce(total)
-    statistics.write(total / len(batches))
-    statistics.count_steps(len(batches))
-    for module, momentum in zip(statistics.modules, momenta, strict=True):
-        module.momentum = momentum
-    model.eval()
-
-
-def _requests(batches: np.ndarray) -> Iterator[Request]:
-    for ids in batches:
-        yield Request(ids, np.zeros_like(ids), 0, np.ones(len(ids), dtype=bool))
+    estimate_statistics(model, subject.inference, subject.split("train"), subject.config.train.seed)

@@ -19,7 +19,7 @@ class Strategy(Protocol):
     model: nn.Module
 
     def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Do one forward and backward that leaves no trace, so that step 0 and a resumed step see the same buckets."""
+        """Compute gradients without leaving a trace, so that step 0 and a resumed step see the same buckets."""
 
     def rewrap(self) -> None:
         """Take up that other weights need gradients than before: warm_up() must follow. Collective."""
@@ -39,8 +39,18 @@ class Strategy(Protocol):
     def averaged(self) -> AbstractContextManager[None]:
         """Hold BatchNorm statistics averaged over ranks inside the block. Collective."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that resuming needs, the same on every rank. Collective."""
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return (common, mine): what resuming needs, as nested dicts of tensors and plain values. Collective.
+
+        `common` is the same on every rank and written by the first one; it has the network under "model". `mine` is
+        what only this rank holds, written by this rank into a file of its own: {} where there is no such thing. The
+        keys of all ranks' `mine` differ somewhere on the way to every leaf, so that merging them loses nothing.
+        Tensors may be those that training goes on with: who keeps the state copies them before the next step.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state; raises BadInput if it belongs to another strategy or model."""
+        """Take up a state: `common` and every rank's `mine`, merged into one dict, from any world size.
+
+        Raises:
+            BadInput: it belongs to another strategy or model.
+        """

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
 from bloodcell.data.draws import chain
-from bloodcell.data.loader import Loader, training_requests
+from bloodcell.data.loader import Batch
 from bloodcell.data.order import DIGEST_MASK
+from bloodcell.engine.agree import raise_together
+from bloodcell.engine.batches import LOOK_AHEAD, training_batches
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
+from bloodcell.engine.preemption import stopped
 from bloodcell.engine.setup import Job
 from bloodcell.engine.validate import Validation
+from bloodcell.engine.watchdog import feed
 from bloodcell.runfolder import STOP_FILE
 from shards.console import progress, say
-from shards.errors import Stopped
+from shards.errors import Stopped, Unreadable
 
 
 @dataclass
@@ -33,6 +38,8 @@ class Progress:
         flat: validations since the best one or the last fall.
         finished: nothing is left to train.
         planned: steps of the plan when this was saved.
+        unvalidated: a validation is due after this step; a signal came before it was done.
+        left_out: samples that could not be read and others stood in for (leaving_out.LeftOut), in order.
     """
 
     step: int = 0
@@ -44,11 +51,14 @@ class Progress:
     flat: int = 0
     finished: bool = False
     planned: int = 0
+    unvalidated: bool = False
+    left_out: list[dict[str, Any]] = field(default_factory=list)
 
     def note(self, report: StepReport | None) -> None:
         """Take in the samples of a finished step."""
         if report is not None:
             self.lineage = (self.lineage + report.digest) & DIGEST_MASK
+            self.left_out.extend(report.left_out)
 
     def validated(self, value: float, smaller: bool, patience: int) -> bool:
         """Take in a validation; return whether it is the best so far. After `patience` poor ones the rate falls."""
@@ -66,69 +76,118 @@ def train(job: Job, state: Progress) -> Progress:
 
     Raises:
         Fault: a loss is not finite (the samples are named).
-        Stopped: RUN/stop asked for it; everything is saved.
+        Stopped: RUN/stop or a signal asked for it; everything is saved.
         EnvironmentFault: a sample cannot be read, the disk is full, a peer is gone.
     """
     config, plan, strategy, ranks = job.config, job.plan, job.strategy, job.ranks
     guard = Guard(job.device, job.shards.describe, check_norm=config.engine.precision != "fp16")
     meter = Meter(job.device, plan.global_batch)
     validation = Validation(job)
-    requests = training_requests(job.order, ranks.world, ranks.rank, state.step, plan.steps)
-    with Loader(
-        job.shards, requests, job.view, plan.micro_batch, config.data.threads, job.device, config.data.check
-    ) as loader:
+    if state.unvalidated and settle(job, state, validation, meter, False, False):
+        return state
+    first = state.step
+    with training_batches(job, first) as loader:
+        raise_together(loader.fault_before(LOOK_AHEAD * plan.slots))
         batches = iter(loader)
         meter.restart(loader.waited)
         strategy.model.train()
         for step in _shown(range(state.step, plan.steps), plan.steps, ranks.first):
+            feed("training", step)
             job.thaw(step)
-            guard.begin(step)
-            for slot in range(plan.slots):
-                batch = next(batches)
-                seed_micro_batch(config.train.seed, step, ranks.rank * plan.slots + slot)
-                images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
-                with strategy.slot(slot, plan.slots):
-                    loss = job.loss(strategy.forward(images), target)
-                    strategy.backward(loss / plan.slots)
-                guard.watch(batch.request, loss)
             rate = plan.schedule.rate(step, state.falls)
-            report = guard.end(strategy.step(rate))
+            norm = take_step(job, guard, batches, step, rate)
+            fault = loader.fault_before((step - first + 1 + LOOK_AHEAD) * plan.slots)
+            report = guard.end(norm, unreadable=fault is not None)
+            job.average.update(step + 1)
             state.step, state.planned = step + 1, plan.steps
-            job.average.update(state.step)
             state.note(report)
             meter.note(report)
             meter.step(loader.waited)
 
-            evaluates, saves = plan.evaluates_after(state.step), plan.saves_after(state.step)
-            if evaluates or saves or state.step % config.tracking.log_every == 0:
+            pauses = plan.evaluates_after(state.step) or plan.saves_after(state.step) or guard.leave
+            if pauses or state.step % config.tracking.log_every == 0:
                 report = guard.flush()  # whatever is not finite must show before anything is kept
                 state.note(report)
                 meter.note(report)
-                job.tracker.log(state.step, meter.record(rate), plan.epoch(state.step))
-            if evaluates:
-                best = state.validated(
-                    validation.run(state.step), validation.smaller_is_better, config.optim.fall_after
-                )
-                state.finished = bool(config.train.patience) and state.stale >= config.train.patience
-                saves = saves or best or state.finished or validation.stop_wanted
-            stops_early = state.finished and state.step < plan.steps
-            state.finished = state.finished or state.step == plan.steps
-            if saves:
-                job.save(state.step, asdict(state), best=evaluates and best)
-            job.show(state, meter)
-            if evaluates or saves:
+                job.tracker.log(state.step, meter.record(rate, plan.sizes.at(step)), plan.epoch(state.step))
+            if pauses or guard.leave:  # the flush may have brought the signal
+                if settle(job, state, validation, meter, plan.saves_after(state.step), guard.leave, fault):
+                    break
                 meter.restart(loader.waited)
-            if stops_early or validation.stop_wanted:
-                break
-    if validation.stop_wanted and not state.finished:
-        raise Stopped(
-            f"stopped as {STOP_FILE} asks, {plan.epoch(state.step):g} epochs are done",
-            job.run.path / STOP_FILE,
-            "remove the file and start the same command again: the run goes on",
-        )
+            job.show(state, meter)
     if state.step < plan.steps and ranks.first:
         say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")
     return state
+
+
+def take_step(job: Job, guard: Guard, batches: Iterator[Batch], step: int, rate: float) -> torch.Tensor:
+    """Do one optimizer step at this learning rate; return its gradient norm before clipping. Collective."""
+    strategy, slots = job.strategy, job.plan.slots
+    guard.begin(step)
+    for slot in range(slots):
+        batch = next(batches)
+        seed_micro_batch(job.config.train.seed, step, job.ranks.rank * slots + slot)
+        images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
+        with strategy.slot(slot, slots):
+            loss = job.loss(strategy.forward(images), target)
+            strategy.backward(loss / slots)
+        guard.watch(batch.request, loss)
+    return strategy.step(rate)
+
+
+def settle(
+    job: Job,
+    state: Progress,
+    validation: Validation,
+    meter: Meter,
+    saves: bool,
+    leaves: bool,
+    fault: Exception | None = None,
+) -> bool:
+    """Between two steps: validate if it is due, save if there is reason to; return whether the training is over.
+
+    Raises:
+        Stopped: it is not, but a signal or RUN/stop wants the run to end here; everything is saved. Collective.
+        Unreadable: it is not, but a rank cannot read a sample that is needed next; everything is saved.
+    """
+    config, plan, best = job.config, job.plan, False
+    if plan.evaluates_after(state.step):
+        value, unreadable = (None, None) if leaves else validated(validation, state.step)
+        fault = fault or unreadable
+        state.unvalidated = value is None
+        if value is not None:
+            best = state.validated(value, validation.smaller_is_better, config.optim.fall_after)
+            state.finished = bool(config.train.patience) and state.stale >= config.train.patience
+    else:
+        state.unvalidated = False  # it was due at the end of a plan that has been made longer
+    leaves = leaves or state.unvalidated or validation.stop_wanted
+    state.finished = (state.finished or state.step == plan.steps) and not state.unvalidated
+    if saves or best or leaves or state.finished:
+        feed("saving", state.step)
+        job.save(state.step, asdict(state))
+        if leaves:
+            job.checkpoints.wait()
+            job.status.update()  # before any rank goes: the launcher ends the others then
+        job.lead.compare(meter.step_seconds, job.save_seconds)
+    if leaves and not state.finished:
+        raise_together(fault)
+        done = f"{plan.epoch(state.step):g} epochs are done and saved"
+        if not validation.stop_wanted:
+            raise stopped(done, job.run.path)
+        raise Stopped(
+            f"stopped as {STOP_FILE} asks, {done}",
+            job.run.path / STOP_FILE,
+            "remove the file and start the same command again: the run goes on",
+        )
+    return state.finished
+
+
+def validated(validation: Validation, step: int) -> tuple[float | None, Unreadable | None]:
+    """Return the monitored metric, or what kept every rank from it. Collective."""
+    try:
+        return validation.run(step), None
+    except Unreadable as fault:
+        return None, fault
 
 
 def seed_micro_batch(seed: int, step: int, micro_batch: int) -> None:

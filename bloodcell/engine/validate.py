@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from bloodcell.engine.setup import Job
 from bloodcell.evaluation.metrics import confusion_matrix, overall
+from shards.errors import Stopped
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_recall", "macro_f1")
 
@@ -24,11 +25,18 @@ class Validation:
         self.smaller_is_better = self.monitor == "val/loss"
         self.stop_wanted = False
 
-    def run(self, step: int) -> float:
-        """Return the monitored metric after `step` steps; note in `stop_wanted` whether to stop here. Collective."""
+    def run(self, step: int) -> float | None:
+        """Return the monitored metric after `step` steps; note in `stop_wanted` whether to stop here. Collective.
+
+        None if a signal asked a rank to stop: nothing was recorded, all of it is to be done again.
+        """
         job = self.job
-        with job.average.applied() if job.average.active else job.strategy.averaged():
-            predictions = job.inference(job.strategy.model, job.split("val"))
+        try:
+            job.refresh_average()
+            with job.average.applied() if job.average.active else job.strategy.averaged():
+                predictions = job.inference(job.strategy.model, job.split("val"))
+        except Stopped:
+            return None
         shared = torch.zeros(2, dtype=torch.float64)
         if predictions is not None:
             matrix = confusion_matrix(predictions.labels, predictions.predicted(), len(predictions.classes))

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from bloodcell.data.loader import Loader
-from bloodcell.data.pipeline import Request, View
+from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES
+from bloodcell.data.request import Request
 from bloodcell.data.shardset import ShardSet
 
 

@@ -137,6 +137,27 @@ def check_size(name: str, size: int) -> None:
         raise BadInput(f"this model cannot take {size} px: {problem}", name, _what_it_takes(model, size, known.size))
 
 
+def check_same_network(outline: nn.Module, name: str, size: int, built_for: int) -> None:
+    """Make sure that a network that was built for images of one size takes those of another as well.
+
+    Args:
+        outline: of the network, as `outline` returns it for `built_for`.
+        name: of the model.
+        size: of the other images, pixels.
+        built_for: pixels.
+
+    Raises:
+        BadInput: the model cannot take the size, or its weights belong to one size (position embeddings, flat maps).
+    """
+    if size == built_for:
+        return
+    check_size(name, size)
+    problem = _problem(outline, size)
+    if problem:
+        said = f"the network for {built_for} px cannot be shown {size} px: {problem}"
+        raise BadInput(said, name, f"show it {built_for} px throughout (leave train.sizes out)")
+
+
 def _problem(model: nn.Module, size: int) -> str:
     """Return why a skeleton cannot take images of this size, "" if it can."""
     try:

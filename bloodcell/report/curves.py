@@ -43,9 +43,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def curves(records: list[dict[str, Any]]) -> list[Curve]:
-    """Return the charts for which there are numbers: loss, validation metrics, learning rate, images per second."""
+    """Return the charts for which there are numbers: loss, validation, learning rate, size, images per second."""
     axis = "epoch" if any("epoch" in record for record in records) else "step"
-    charts = (_loss, _validation, _rate, _speed)
+    charts = (_loss, _validation, _rate, _size, _speed)
     return [curve for chart in charts if (curve := chart(records, axis)) is not None]
 
 
@@ -106,6 +106,15 @@ def _rate(records: list[dict[str, Any]], axis: str) -> Curve | None:
     top = float(y.max())
     svg = line_chart([Line("learning rate", "main", x, y)], "Learning rate", axis, (0.0, top * 1.06))
     return Curve(f"Learning rate, in {power(exponent)}", [("main", "highest", f"{top:.3g}·{power(exponent)}")], svg)
+
+
+def _size(records: list[dict[str, Any]], axis: str) -> Curve | None:
+    """Return the course of the images' side; None where it never changes."""
+    x, y = _series(records, "train/size", axis)
+    if len(x) < 2 or y.min() == y.max():
+        return None
+    svg = line_chart([Line("side", "main", x, y)], "Side of the training images", axis, (0.0, float(y.max()) * 1.06))
+    return Curve("Side of the training images, pixels", [("main", "last", count(float(y[-1])))], svg)
 
 
 def _speed(records: list[dict[str, Any]], axis: str) -> Curve | None:

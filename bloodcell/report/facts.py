@@ -44,6 +44,7 @@ def facts_of(files: RunFiles, folder: Path | None, info: DatasetInfo | None) -> 
         "classes": info.classes if info else stored_classes(files),
         "leaks": leaks(files, info),
         "state": files.status.get("state"),
+        "left_out": files.status.get("left_out"),
         "command": files.command or None,
         "ranks": files.ranks,
         "config_hash": files.config_hash or None,

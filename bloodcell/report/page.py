@@ -31,6 +31,7 @@ STATUS = {
     "world": "ranks",
     "attempt": "starts (1 without interruption)",
     "wall_seconds": "wall time, all starts",
+    "cpu_seconds": "CPU time of the first rank, all starts",
     "images_per_s": "training images per second",
     "data_wait": "share of training time spent waiting for data",
     "parameters": "parameters of the network",
@@ -118,7 +119,7 @@ def status_rows(status: dict[str, Any]) -> list[tuple[str, Any]]:
         if isinstance(value, dict):
             rows += [(f"{STATUS.get(name, name)}: {key}", item) for key, item in flatten(value)]
             continue
-        if name == "wall_seconds" and isinstance(value, int | float):
+        if name in ("wall_seconds", "cpu_seconds") and isinstance(value, int | float):
             value = duration(value)
         elif name == "data_wait" and isinstance(value, int | float):
             value = percent(value)

@@ -23,14 +23,15 @@ class MetricsLog:
         path: the file; its folder must exist.
         resume_step: the step of the checkpoint that the run goes on from. Records of later steps are removed.
             None for a run that starts at its beginning: all records of an earlier attempt are removed.
+        again: names that begin like this are measured again at that step: its records that hold one are removed too.
 
     Raises:
         EnvironmentFault: the disk is full or fails.
     """
 
-    def __init__(self, path: Path, resume_step: int | None) -> None:
+    def __init__(self, path: Path, resume_step: int | None, again: str | None = None) -> None:
         self.path = path
-        _cut_back(path, resume_step)
+        _cut_back(path, resume_step, again)
         with disk_errors(path):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
@@ -103,7 +104,7 @@ def json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cut_back(path: Path, resume_step: int | None) -> None:
+def _cut_back(path: Path, resume_step: int | None, again: str | None) -> None:
     """Rewrite `path` without the torn last line and without records after `resume_step`, if there are any."""
     if not path.exists():
         return
@@ -112,7 +113,9 @@ def _cut_back(path: Path, resume_step: int | None) -> None:
     for line in _complete_lines(content):
         record = _record(line)
         unreadable += record is None
-        if record is not None and resume_step is not None and record["step"] <= resume_step:
+        if record is None or resume_step is None or record["step"] > resume_step:
+            continue
+        if again is None or record["step"] < resume_step or not any(name.startswith(again) for name in record):
             kept.append(line + b"\n")
     if unreadable:
         warn(f"{path}: {unreadable} unreadable lines were dropped")

@@ -63,14 +63,18 @@ class Tracker:
         self._show(lambda view: view.summary(values))
 
     def flush(self) -> None:
-        """Make the records durable; called before a checkpoint is saved, so that its records are never lost.
+        """Let the views hand on what they hold."""
+        self._show(lambda view: view.flush())
+
+    def sync(self) -> None:
+        """Make the records durable, from any thread: before a checkpoint appears, so that its records are never lost.
 
         Raises:
             EnvironmentFault: the disk is full or fails.
         """
-        if self._log is not None:
-            self._log.sync()
-        self._show(lambda view: view.flush())
+        log = self._log
+        if log is not None:
+            log.sync()
 
     def close(self, outcome: str) -> None:
         """End the log and the views; the tracker does nothing afterwards.
@@ -126,6 +130,7 @@ def open_tracker(
     tensorboard: bool,
     rank: int,
     resume_step: int | None,
+    again: str | None = None,
     init_timeout: float = 20.0,
     finish_timeout: float = 30.0,
 ) -> Tracker:
@@ -144,6 +149,7 @@ def open_tracker(
         tensorboard: whether to write TensorBoard's event files too.
         rank: the global rank of this process.
         resume_step: the step of the checkpoint that the run goes on from; None at the beginning of a run.
+        again: names that begin like this are measured again at that step.
         init_timeout: seconds that the W&B server has to answer; then the run goes on offline.
         finish_timeout: seconds that the last data have to reach the W&B server.
 
@@ -162,4 +168,4 @@ def open_tracker(
             views.append(view)
     if tensorboard:
         views.append(TensorBoardView(run / "tensorboard", config, resume_step))
-    return Tracker(MetricsLog(run / "metrics.jsonl", resume_step), views)
+    return Tracker(MetricsLog(run / "metrics.jsonl", resume_step, again), views)

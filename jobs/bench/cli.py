@@ -11,8 +11,15 @@ BENCHES = {
     "split": ("jobs.bench.split", "the shares of a split beside those of scikit-learn on the same groups"),
     "evaluate": ("jobs.bench.evaluation", "time and memory of judging 10^7 predictions with every section"),
     "order": ("jobs.bench.order", "the sample order of 1,024 ranks and 10^8 samples, checked and timed"),
+    "engine": (
+        "jobs.bench.engine",
+        "a training step beside a bare DDP loop, DeepSpeed beside DDP, checkpoints, start-up",
+    ),
     "pack": ("jobs.bench.pack", "packing: writing beside webdataset and tar, examination, two workers, memory"),
+    "faults": ("jobs.bench.faults", "random faults over small trainings: none may lose anything; times to recover"),
     "near": ("jobs.bench.near", "the near-duplicate search among 10^6 drawn cells with planted copies"),
+    "runs": ("jobs.bench.runs", "no benchmark: the figures of finished runs, with intervals and costs, as a result"),
+    "sweep": ("jobs.bench.sweep", "the learning rate that a sweep finds beside the best of a fine grid, on a set"),
     "scan": ("jobs.bench.scan", "recall and precision of each detector of scan on planted defects"),
 }
 

@@ -111,6 +111,29 @@ def test_kept_features_are_used_again_and_neighbours_leave_tables(
     assert pq.read_table(kept).num_rows == 240
 
 
+def test_augmented_views_are_shown_to_the_fit_alone(
+    probed: tuple[Path, dict[str, object]], small_set: Path, tmp_path: Path
+) -> None:
+    run, _ = probed
+    kept = shutil.copy(run.parent / "f.parquet", tmp_path / "f.parquet")
+    words = (*NET, "--data", small_set, "--views", 2, "--policy", "rotate", "--features", kept)
+    arguments = [str(word) for word in words]
+    done = run_verb("probe", [*arguments, "--run", str(tmp_path / "one")])[0]
+    assert (done["views"], done["features"]) == (2, "computed")
+    shown = [pq.read_table(tmp_path / name) for name in ("f.parquet", "f-view1.parquet", "f-view2.parquet")]
+    plain, *views = ({row["id"]: row["features"] for row in table.to_pylist()} for table in shown)
+    trained = [row["id"] for row in shown[0].to_pylist() if row["split"] == "train"]
+    for view in views:
+        assert list(view) == trained  # nothing that is judged is augmented
+        assert sum(view[sample] != plain[sample] for sample in trained) > 0.9 * len(trained)
+    assert sum(views[0][sample] != views[1][sample] for sample in trained) > 0.9 * len(trained)
+    told = json.loads((tmp_path / "one" / "probe.json").read_text())
+    assert [view["policy"] for view in told["views"]] == ["rotate", "rotate"]
+    again = run_verb("probe", [*arguments, "--run", str(tmp_path / "two")])[0]
+    assert again["features"] == "used again"
+    assert again["metrics"] == done["metrics"]
+
+
 @pytest.mark.parametrize("method", ["linear", "knn"])
 def test_folds_are_judged_as_one(drawn: Path, tmp_path: Path, method: str) -> None:
     from shards.pack import PackOptions, pack
@@ -138,6 +161,9 @@ def test_folds_are_judged_as_one(drawn: Path, tmp_path: Path, method: str) -> No
         (("features", *NET[:3], "--size", 2, "--data", "SET", "--out", "f.parquet"), "give 8 or more"),
         (("probe", *NET, "--data", "SET", "--fold", 1), "no folds"),
         (("probe", *NET, "--data", "SET", "--folds", "all"), "no folds"),
+        (("probe", *NET, "--data", "SET", "--policy", "light"), "add --views N"),
+        (("probe", *NET, "--data", "SET", "--views", -1), "give 0 or more"),
+        (("probe", *NET, "--data", "SET", "--views", 1, "--policy", "lihgt"), "light"),
         (("probe", *NET, "--data", "SET", "--run", "SET"), "something else lies"),
         (("probe", *NET, "--data", "SET", "--features", "SET/dataset.json"), "not a table of features"),
         (("probe", "timm:resnet10t", "--weights", "gone.safetensors", "--data", "SET"), "no such file"),

@@ -8,6 +8,7 @@ import pytest
 
 from bloodcell.config import difference
 from bloodcell.data.policies import find_policy
+from bloodcell.engine.sizes import parse_sizes
 from bloodcell.models import zoo
 from bloodcell.models.heads import head_of
 from jobs.train import RECIPES, find_recipe
@@ -63,6 +64,8 @@ def test_a_recipe_can_start(name: str) -> None:
     known = zoo.spec(model.name)
     network = zoo.outline(model.name, model.head, config.data.size)
     assert network.eval() is network
+    for size, _ in parse_sizes(config.train.sizes, config.data.size):
+        zoo.check_same_network(network, model.name, size, config.data.size)
     assert head_of(network)[0]
     assert model.weights in ("none", "pretrained")
     assert model.weights == "none" or known.weights is not None

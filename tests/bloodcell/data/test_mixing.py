@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bloodcell.data.mixing import Mixing
-from bloodcell.data.pipeline import Request
+from bloodcell.data.request import Request
 
 
 def _request(n: int = 64, first: int = 0) -> Request:

@@ -14,8 +14,10 @@ from bloodcell.data.draws import Draws
 from bloodcell.data.loader import Batch, Loader, evaluation_requests, training_requests
 from bloodcell.data.operations import Colour, Crop, Flip
 from bloodcell.data.order import BatchOrder, EvaluationOrder, NaturalPlan
-from bloodcell.data.pipeline import Request, View
+from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, Policy, find_policy
+from bloodcell.data.reading import Reading
+from bloodcell.data.request import Request
 from bloodcell.data.shardset import Reader, ShardSet
 from shards.errors import BadInput, EnvironmentFault
 from shards.images import decode
@@ -163,7 +165,8 @@ def test_an_undecodable_image_is_named_without_checksums(broken_set: Path) -> No
     path.write_bytes(data)
     order = BatchOrder(NaturalPlan(shards.ranges("train")), 0, 8, 1)
     requests = training_requests(order, 1, 0, 0, order.steps_per_epoch)
-    with Loader(shards, requests, VIEW, 8, 1, CPU, check=False) as loader, pytest.raises(EnvironmentFault) as caught:
+    unchecked = Loader(shards, requests, VIEW, 8, 1, CPU, Reading(check=False))
+    with unchecked as loader, pytest.raises(EnvironmentFault) as caught:
         list(loader)
     assert shards.keys[victim] in str(caught.value)
 

@@ -14,8 +14,9 @@ from bloodcell.data.draws import Draws
 from bloodcell.data.loader import Loader, training_requests
 from bloodcell.data.operations import Affine, Arguments, Blur, Brightness, Colour, Crop, Erase, Operation, Stain
 from bloodcell.data.order import BatchOrder, NaturalPlan
-from bloodcell.data.pipeline import Request, View
+from bloodcell.data.pipeline import View
 from bloodcell.data.policies import OPERATIONS, POLICIES, Policy, draw, find_policy
+from bloodcell.data.request import Request
 from bloodcell.data.shardset import ShardSet
 from shards.errors import BadInput
 

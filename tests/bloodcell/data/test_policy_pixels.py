@@ -37,8 +37,9 @@ from bloodcell.data.operations import (
     Sharpness,
     Stain,
 )
-from bloodcell.data.pipeline import Request, View
+from bloodcell.data.pipeline import View
 from bloodcell.data.policies import Policy
+from bloodcell.data.request import Request
 from bloodcell.data.shardset import ShardSet
 
 SIZE = 48  # of the drawn images: nothing is resized

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from bloodcell.config import Config, DataConfig, decode, encode, parse_flags, read_recipe
 from bloodcell.data.members import Members
 from bloodcell.data.order import BatchOrder, NaturalPlan, count, nth_ids, planned_digest, step_digest
-from bloodcell.data.pipeline import Request, Source, View, build
+from bloodcell.data.pipeline import Source, View, build
 from bloodcell.data.policies import find_policy
+from bloodcell.data.reading import Reading
+from bloodcell.data.request import Request
 from bloodcell.data.sampling import ClassPlan, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
 from shards.errors import BadInput, Fault
@@ -216,7 +218,7 @@ def test_a_repeat_has_other_pixels_and_the_same_deal_the_same(small_set: Path) -
     drawn = np.append(occurrences[:3], 0)
     request = Request(ids, drawn, 0, np.ones(4, bool))
     view = View(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), find_policy("light"), 0, False)
-    source = Source(shards, iter([request]), view, True)
+    source = Source(shards, iter([request]), view, Reading())
     images = np.asarray(build(source, 4, 1, None).run()[0].as_tensor())
     first, second, third, again = images
     np.testing.assert_array_equal(first, again)

@@ -50,10 +50,34 @@ def test_the_graph_gives_the_same_pixels_on_the_gpu(small_set: Path, policy: str
         assert np.quantile(difference, 0.99) <= 12
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
-def test_training_and_resuming_on_the_gpu(small_set: Path, tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "engine"),
+    [
+        ("bf16", ()),
+        ("fp16", ()),
+        ("fp32", ()),
+        ("bf16", ("--engine.sync_norm", "true", "--engine.compress", "bf16")),
+        *(("bf16", ("--engine.strategy", f"zero{stage}")) for stage in range(4)),
+        ("bf16", ("--engine.strategy", "zero2", "--engine.offload", "true")),
+        ("fp32", ("--engine.strategy", "zero1", "--engine.sync_norm", "true")),
+    ],
+)
+def test_training_and_resuming_on_the_gpu(
+    small_set: Path, tmp_path: Path, precision: str, engine: tuple[str, ...]
+) -> None:
     run = tmp_path / "run"
-    arguments = ("train", "resnet10t", "--data", small_set, "--run", run, *RUN, "--engine.precision", precision)
+    arguments = (
+        "train",
+        "resnet10t",
+        "--data",
+        small_set,
+        "--run",
+        run,
+        *RUN,
+        "--engine.precision",
+        precision,
+        *engine,
+    )
     done = bloodcell(*arguments, ranks=1)
     assert done.code == 0, done.err
     status = json.loads((run / "status.json").read_text())

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,10 +10,8 @@ from torch import nn
 
 from bloodcell.config import OptimConfig
 from bloodcell.engine.batchnorm import BatchNormStatistics
-from bloodcell.engine.checkpoint import Checkpoints, pack_tree, unpack_tree
 from bloodcell.engine.optim import build_optimizer
 from bloodcell.engine.schedule import Schedule
-from shards.errors import BadInput, EnvironmentFault
 
 
 def test_the_learning_rate_rises_then_falls() -> None:
@@ -73,92 +67,3 @@ def test_biases_and_norms_are_not_decayed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     groups = build_optimizer(model, OptimConfig(weight_decay=0.3), torch.device("cpu")).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(2, 0.3), (4, 0.0)]
-
-
-def _state(value: float = 1.0) -> dict[str, object]:
-    model = nn.Linear(3, 2)
-    nn.init.constant_(model.weight, value)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    return {"strategy": "ddp", "model": model.state_dict(), "optimizer": optimizer.state_dict(), "pair": (1, None)}
-
-
-def test_trees_come_back_as_they_were() -> None:
-    state = _state()
-    tensors: dict[str, torch.Tensor] = {}
-    tree = json.loads(json.dumps(pack_tree(state, tensors)))
-    back = unpack_tree(tree, tensors)
-    assert back["pair"] == (1, None)
-    assert back["optimizer"]["param_groups"] == state["optimizer"]["param_groups"]  # type: ignore[index]
-    assert torch.equal(back["optimizer"]["state"][0]["exp_avg"], state["optimizer"]["state"][0]["exp_avg"])  # type: ignore[index]
-
-
-def test_checkpoints_keep_the_newest_and_the_best(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, keep=2)
-    for step in range(1, 6):
-        kept.save(step, _state(step), {"step": step}, best=step == 2)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == [
-        "00000002",
-        "00000004",
-        "00000005",
-    ]
-    assert os.readlink(tmp_path / "last") == "00000005"
-    found = kept.load("best")
-    assert found is not None
-    assert found[1] == {"step": 2}
-
-
-@pytest.mark.parametrize("file", ["model.safetensors", "state.safetensors", "state.json"])
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    kept = Checkpoints(tmp_path, keep=3)
-    for step in (1, 2):
-        kept.save(step, _state(), {"step": step}, best=False)
-    path = tmp_path / "00000002" / file
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 255
-    path.write_bytes(data)
-    found = kept.load()
-    assert found is not None
-    assert found[1] == {"step": 1}
-    assert "damaged" in capsys.readouterr().err
-    (tmp_path / "00000001" / "state.json").unlink()
-    with pytest.raises(BadInput, match="no checkpoint can be read"):
-        kept.load()
-
-
-def test_a_pickle_in_place_of_a_tensor_file_is_not_run(tmp_path: Path) -> None:
-    import pickle
-
-    class Canary:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(tmp_path / "sang"),)
-
-    kept = Checkpoints(tmp_path / "c", keep=3)
-    (tmp_path / "c").mkdir()
-    kept.save(1, _state(), {"step": 1}, best=False)
-    for file in ("model.safetensors", "state.safetensors", "state.json"):
-        (tmp_path / "c" / "00000001" / file).write_bytes(pickle.dumps(Canary()))
-    with pytest.raises(BadInput, match="no checkpoint can be read"):
-        kept.load()
-    assert not (tmp_path / "sang").exists()
-
-
-def test_a_full_disk_leaves_no_half_checkpoint(tmpfs: Path) -> None:
-    kept = Checkpoints(tmpfs, keep=3)
-    kept.save(1, _state(), {"step": 1}, best=False)
-    large = {**_state(), "extra": torch.zeros(3_000_000)}
-    with pytest.raises(EnvironmentFault, match="could not write"):
-        kept.save(2, large, {"step": 2}, best=False)
-    assert sorted(path.name for path in tmpfs.iterdir()) == ["00000001", "last"]
-    found = kept.load()
-    assert found is not None
-    assert found[1] == {"step": 1}
-
-
-def test_nan_progress_survives(tmp_path: Path) -> None:
-    kept = Checkpoints(tmp_path, keep=1)
-    kept.save(1, _state(), {"best": math.inf}, best=False)
-    found = kept.load()
-    assert found is not None
-    assert found[1]["best"] == math.inf

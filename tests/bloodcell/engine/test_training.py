@@ -117,12 +117,30 @@ def test_predictions_are_exact_and_the_same_on_any_number_of_ranks(undisturbed: 
     assert results[0][0]["accuracy"]["value"] == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize("moment", ["early", pytest.param("late", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("strategy", "moment"),
+    [
+        pytest.param("ddp", "early", marks=pytest.mark.slow),  # test_exact_resume.py kills at finer moments
+        ("zero2", "early"),
+        pytest.param("ddp", "late", marks=pytest.mark.slow),
+        *(pytest.param(f"zero{stage}", "late", marks=pytest.mark.slow) for stage in range(4)),
+    ],
+)
 def test_killed_and_resumed_ends_bit_identical(
-    undisturbed: Path, small_set: Path, small_net: str, tmp_path: Path, moment: str
+    undisturbed: Path,
+    small_set: Path,
+    small_net: str,
+    tmp_path: Path,
+    strategy: str,
+    moment: str,
+    request: pytest.FixtureRequest,
 ) -> None:
+    """Under DeepSpeed too: to the bit what DDP gives without being disturbed, every loss on the way included."""
+    if strategy != "ddp":
+        request.getfixturevalue("deepspeed_op")
     run = tmp_path / "run"
     arguments = ("train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST)
+    arguments += ("--engine.strategy", strategy)
     wanted = 3 if moment == "early" else status(undisturbed)["steps"] - 3
     process = subprocess.Popen(
         command(*arguments, ranks=2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -142,6 +160,11 @@ def test_killed_and_resumed_ends_bit_identical(
     assert same(run, undisturbed)
     losses = [(r["step"], r["train/loss"]) for r in records(run) if "train/loss" in r]
     assert losses == [(r["step"], r["train/loss"]) for r in records(undisturbed) if "train/loss" in r]
+    if strategy != "ddp":
+        judged = bloodcell("evaluate", run, "--split", "test", "--json")
+        assert judged.code == 0, judged.err
+        exact = json.loads((undisturbed / "evaluation.json").read_text())["splits"]["test"]["metrics"]["accuracy"]
+        assert judged.json["metrics"]["accuracy"]["value"] == exact["value"]
 
 
 @pytest.mark.slow
@@ -266,9 +289,11 @@ def test_another_config_is_refused_with_the_difference(undisturbed: Path, small_
     assert len(done.err.strip().splitlines()) == 1
 
 
-def test_not_a_number_stops_with_the_samples(small_set: Path, small_net: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", *(pytest.param(f"zero{n}", marks=pytest.mark.slow) for n in range(4))])
+def test_not_a_number_stops_with_the_samples(small_set: Path, small_net: str, tmp_path: Path, strategy: str) -> None:
+    """DeepSpeed alone would leave such a step out and go on."""
     run = tmp_path / "run"
-    wild = ("--optim.lr", 1e30, "--optim.name", "sgd")
+    wild = ("--optim.lr", 1e30, "--optim.name", "sgd", "--engine.strategy", strategy)
     done = bloodcell(
         "train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST, *wild, ranks=2
     )

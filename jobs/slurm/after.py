@@ -1,0 +1,89 @@
+"""What a job script does when training has ended: queue the same job again, or let it end; decided in one place."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.slurm import ends
+from shards.console import say
+from shards.errors import EnvironmentFault, Stopped
+
+IDLE = 3
+"""Starts that may fail one after another without a step of progress: a fourth would only fail again."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the job is queued again, the exit code that training ended with, and why."""
+
+    again: bool
+    code: int
+    why: str
+
+
+def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int) -> Decision:
+    """Decide what becomes of a job whose training has ended.
+
+    Args:
+        code: exit code of training; above 128 for a death by signal (code - 128).
+        step: training steps that are done.
+        history: earlier decisions of this run: {"code", "step", "again"}.
+        limit: how often the run may be queued again.
+    """
+    if code == 0:
+        return Decision(False, 0, "finished")
+    killed = code > 128
+    if code not in (Stopped.code, EnvironmentFault.code) and not killed:
+        return Decision(False, code, f"code {code}: starting again will not help")
+    again = [record for record in history if record.get("again")]
+    if len(again) >= limit:
+        return Decision(False, code, f"queued again {len(again)} times, which is the limit")
+    idle = [record.get("step") == step and record.get("code") != Stopped.code for record in history[-IDLE + 1 :]]
+    if code != Stopped.code and len(idle) == IDLE - 1 and all(idle):
+        return Decision(False, code, f"{IDLE} starts failed at step {step} without going on")
+    why = {Stopped.code: "stopped by a signal after saving", EnvironmentFault.code: "the environment failed"}
+    return Decision(True, code, why.get(code, f"killed by signal {code - 128}"))
+
+
+def after(code: int, run: Path) -> int:
+    """Decide, write it down, and queue this job again if that is due; return the exit code of the job."""
+    from bloodcell.runfolder import RunFolder
+
+    here = ends.place()
+    status = RunFolder(run).read("status.json") or {}
+    told = (ends.explain(run, here) or _outcome(status, here)) if code else None
+    code = told["code"] if told else code
+    step = int(status.get("step", 0))
+    history = [r for r in ends.read(run / "slurm" / "requeues.jsonl") if not here or r.get("job") == here["job"]]
+    decision = decide(code, step, history, int(os.environ.get("BLOODCELL_MAX_REQUEUES", "20")))
+    again = decision.again and bool(here) and may_requeue(here["job"])
+    if code and run.is_dir():
+        record = {**here, "code": code, "step": step, "again": again, "why": decision.why}
+        ends.append(run / "slurm" / "requeues.jsonl", record)
+    what = f" ({told['what']})" if told else ""
+    say(f"job {here.get('job', '')}: {decision.why}{what}" + (", queued again" if again else ""))
+    if again:
+        subprocess.run(["scontrol", "requeue", str(here["job"])], check=False)
+        time.sleep(120)  # the requeue ends this script
+    return decision.code
+
+
+def _outcome(status: dict[str, Any], here: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what status.json says about the end of this start of the job: a watchdog leaves no other word."""
+    outcome = status.get("outcome")
+    mine = all(status.get(key) == value for key, value in here.items())
+    return dict(outcome) if mine and isinstance(outcome, dict) and outcome.get("code") else None
+
+
+def may_requeue(job: int) -> bool:
+    """Whether Slurm still runs the job and lets it be requeued: what somebody cancels stays cancelled."""
+    shown = subprocess.run(["scontrol", "show", "job", "-o", str(job)], capture_output=True, text=True, check=False)
+    state = re.search(r"\bJobState=(\w+)", shown.stdout)
+    return state is not None and state.group(1) == "RUNNING" and "Requeue=0" not in shown.stdout.split()

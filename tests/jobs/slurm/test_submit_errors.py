@@ -1,0 +1,88 @@
+"""What is wrong with a submission is said in one line before anything is queued or written; dry runs; the local way."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import FLAGS, DevCluster
+
+from jobs.cli import run_verb
+from jobs.slurm.control import all_jobs
+from shards.errors import BadInput
+from tests.conftest import bloodcell
+
+
+def refused(*words: object) -> str:
+    """Submit what cannot be; return the one line that says so."""
+    with pytest.raises(BadInput) as caught:
+        run_verb("submit", [str(word) for word in words])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_cluster_that_is_not_there(small_set: Path, tmp_path: Path) -> None:
+    said = refused("cnn5", "--data", small_set, "--run", tmp_path / "run", "--cluster", "juwels", *FLAGS)
+    assert "no cluster 'juwels'" in said
+    assert "dev, example, local" in said
+    assert "no cluster is named" in refused("cnn5", "--data", small_set, *FLAGS)
+
+
+def test_no_slurm_here(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ("cnn5", "--data", small_set, "--run", tmp_path / "run", "--cluster", "dev", *FLAGS)
+    assert "there is no sinfo here" in refused(*words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slurm
+def test_what_the_cluster_does_not_have(small_set: Path, tmp_path: Path, dev_cluster: DevCluster) -> None:
+    run = tmp_path / "run"
+    words = ("cnn5", "--data", small_set, "--run", run, "--cluster", "dev", *FLAGS)
+    assert "no partition 'hihg' (--partition): did you mean 'high'?" in refused(*words, "--partition", "hihg")
+    assert "4 GPUs on each node, but a node of 'gpu' has 2" in refused(*words, "--gpus-per-node", 4)
+    assert "4 nodes, but 'gpu' has 2" in refused(*words, "--nodes", 4)
+    assert "1500 minutes, but 'low' allows 1440" in refused(*words, "--partition", "low", "--time", 1500)
+    assert "the signal comes 60 s before the end of a job of 60 s" in refused(*words, "--time", 1)
+    assert "sbatch refuses the job" in refused(*words, "--constraint", "a100")
+    assert not all_jobs()
+
+
+@pytest.mark.slurm
+def test_what_the_run_cannot_be(
+    small_set: Path, tmp_path: Path, dev_cluster: DevCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text("device = 'cpu'\ngpus_per_node = 2\nmemory_gb = 4\n")
+    words = ("cnn5", "--data", small_set, "--run", tmp_path / "run", *FLAGS)
+    assert "only this host sees this folder" in refused(*words, "--cluster", mine)
+    mine.write_text(f"device = 'cpu'\ngpus_per_node = 2\nshared = ['{tmp_path / 'home'}']\n")
+    assert "choose one below" in refused(*words, "--cluster", mine)
+    assert "3 ranks" in refused(*words, "--cluster", "dev", "--tasks-per-node", 3)
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    said = refused(*words, "--cluster", "dev", "--nodes", 2, "--tracking.wandb", "online")
+    assert "W&B cannot be used online: no API key is configured" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_writes_nothing(small_set: Path, tmp_path: Path) -> None:
+    words = ("cnn5", "--data", small_set, "--run", tmp_path / "run", "--cluster", "dev", "--nodes", 2, *FLAGS)
+    told, lines = run_verb("submit", [str(word) for word in (*words, "--dry-run")])
+    assert lines[0] == "#!/bin/bash"
+    assert f"set -- --run {tmp_path / 'run'}" in lines
+    assert told["runs"] == [str(tmp_path / "run")]
+    assert not (tmp_path / "run").exists()
+
+
+def test_this_machine_without_slurm(small_set: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ("cnn5", "--data", small_set, "--run", run, "--cluster", "local", "--tasks-per-node", 2, *FLAGS)
+    done = bloodcell("submit", *words, "--train.epochs", 1, "--wait", "--snapshot", "--json")
+    assert done.code == 0, done.err
+    assert json.loads((run / "status.json").read_text())["world"] == 2
+    assert (run / "slurm" / "code" / "jobs" / "cli.py").exists()
+    assert os.stat(run / "slurm").st_mode & 0o077 == 0, "submitit unpickles what lies there"

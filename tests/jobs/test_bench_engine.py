@@ -1,0 +1,38 @@
+"""`bloodcell bench engine`: real ranks in turn, and the interval of their paired differences."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.bench.engine import BARE, QUICK, overhead, rows, run
+from shards.errors import BadInput
+
+
+def test_the_interval_of_paired_differences_is_students() -> None:
+    """Ratios e^0.01, e^0.02, e^0.03: mean 0.02, standard deviation 0.01, t(0.975, 2) = 4.3027."""
+    low, middle, high = overhead([1.0100502, 2.0404027, 3.0913636], [1.0, 2.0, 3.0])
+    assert middle == pytest.approx(2.0201, abs=1e-3)
+    assert high == pytest.approx(100 * (2.718281828 ** (0.02 + 4.302653 * 0.01 / 3**0.5) - 1), abs=1e-2)
+    assert low < 0 < high
+
+
+def test_deepspeed_is_compared_with_our_ddp_and_that_with_the_bare_loop() -> None:
+    figures = {BARE: [1.0, 1.0], "ddp": [1.1, 1.3], "zero2": [2.2, 2.6]}
+    table = {row.name: row for row in rows({"step": figures, "wall": figures, "other": []})}
+    assert (table["zero2, step"].baseline, table["zero2, step"].ratio) == ("ddp, step", pytest.approx(2.0))
+    assert (table["ddp, step"].baseline, table["ddp, step"].ratio) == (f"{BARE}, step", pytest.approx(1.2))
+    assert table[f"{BARE}, step"].ratio is None
+
+
+def test_numbers_that_are_too_small_are_refused() -> None:
+    with pytest.raises(BadInput, match="too small"):
+        run(QUICK.__class__(repeats=1), "bench")
+
+
+@pytest.mark.slow
+def test_the_quick_one_measures_everything(deepspeed_op: None) -> None:
+    found = {row.name: row for row in run(QUICK, "bloodcell bench engine --quick").rows}
+    for name in (f"{BARE}, step", "ddp, step", "zero2, step", "ddp, wall"):
+        assert found[name].value > 0
+    assert found["process start to end of first step"].value > 0
+    assert found["ddp over bare, 95 % interval"].low is not None
