@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", type=Path, metavar="SET", help="shard set with train and val")
     parser.add_argument("--model", default="handcrafted_resnet", help="trained with plain SGD (handcrafted_resnet)")
     parser.add_argument("--size", type=int, default=48, help="side of the images, pixels (48)")
-    parser.add_argument("--epochs", type=int, default=3, help="of each training (3)")
+    parser.add_argument("--epochs", type=int, default=10, help="of each training (10)")
     parser.add_argument("--points", type=int, default=9, help="learning rates of the grid (9)")
     parser.add_argument("--trials", type=int, default=9, help="of the sweep (9)")
     parser.add_argument("--method", default="tpe", help="of the sweep: random, tpe, asha or hyperband (tpe)")
