@@ -164,8 +164,8 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
     info, packing, folder = growth.info, growth.packing, growth.folder
     options, items = packing.options, packing.listing.items
     dropped = read_decisions(Path(options.decisions), {item.source for item in items}) if options.decisions else {}
-    standing = _standing(growth, load(growth.old, info.total))
-    seen = load(packing.chunks, len(items))
+    standing = _standing(growth, load(growth.old))
+    seen = load(packing.chunks)
     joined = extend(
         standing, items, seen, near=options.near, mend=options.near and not options.allow_leaks, dropped=dropped
     )

@@ -15,16 +15,18 @@ share that it finds is reported.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
-from shards.lowfrequency import SIDE, alike, frequencies, turned, whiten
+from shards.lowfrequency import SIDE, alike, describe, turned
 
 CORRELATION = (
     0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
@@ -35,6 +37,7 @@ AFFORDABLE = 4e8  # pairs that are all compared, 5 to 10 s on two cores; more th
 _SIMILAR = {True: 0.6, False: 0.7}
 _TREES, _CELL = 12, 2048  # ways to cut a large set, and images in a cell at most
 _TRIALS = 400
+_STRIP = 512  # rows that a thread is given at a time
 _CROP = 0.03  # share of the side that a trial copy loses at each edge, at most
 
 
@@ -79,6 +82,7 @@ def audit(
     *,
     correlation: float = CORRELATION,
     affordable: float = AFFORDABLE,
+    workers: int = 2,
 ) -> Audit:
     """Look for what crosses from one part of a split into another.
 
@@ -89,6 +93,7 @@ def audit(
         thumbnails: uint8 [rows, t, t], as `shards.features` makes them.
         correlation: the aligned correlation of fine structure from which on two pictures are the same.
         affordable: pairs up to which all are compared.
+        workers: threads. The result does not depend on it.
 
     Raises:
         BadInput: the arguments differ in length.
@@ -101,7 +106,7 @@ def audit(
     names, part = np.unique(np.asarray(parts, dtype=str), return_inverse=True)
     sizes = np.bincount(part, minlength=len(names)).astype(object)  # Python's integers do not overflow
     pairs = (sum(sizes) ** 2 - sum(sizes**2)) // 2
-    search = _Search(part, thumbnails, exhaustive=pairs <= affordable)
+    search = _Search(part, thumbnails, exhaustive=pairs <= affordable, workers=workers)
     for a, b, value in search.near(correlation):
         if digests[a] != digests[b]:
             leaks.append(Leak("near", a, b, f"aligned correlation {value:.3f}, in {parts[a]} and {parts[b]}"))
@@ -158,29 +163,30 @@ class _Search:
     The pictures of the trial copies stand behind those of the set and belong to no part.
     """
 
-    def __init__(self, part: NDArray[np.int64], thumbnails: NDArray[np.uint8], *, exhaustive: bool) -> None:
-        self.part, self.thumbnails, self.exhaustive = part, thumbnails, exhaustive
+    def __init__(
+        self, part: NDArray[np.int64], thumbnails: NDArray[np.uint8], *, exhaustive: bool, workers: int
+    ) -> None:
+        self.part, self.thumbnails, self.exhaustive, self.workers = part, thumbnails, exhaustive, workers
         self.compared, self.least = 0, _SIMILAR[exhaustive]
         rng = np.random.RandomState(0)
         self.tried = rng.permutation(len(part))[:_TRIALS]
         self.copies = _cropped_copies(thumbnails[self.tried], rng)
-        values = np.concatenate([frequencies(thumbnails), frequencies(self.copies)])
-        self.descriptors = whiten(values, reference=len(part))
-        self.cells = [np.zeros(len(self.descriptors), np.int64)]
+        self.descriptors = describe(thumbnails, self.copies, np.int16)
+        self.cells = [np.zeros(len(self.descriptors), np.int32)]
         if not exhaustive:
-            self.cells = [_cells(_invariants(self.descriptors), _CELL, rng) for _ in range(_TREES)]
+            points = _invariants(self.descriptors)
+            self.cells = [_cells(points, _CELL, rng) for _ in range(_TREES)]
 
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
         """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""
-        codes = [np.zeros(0, np.int64)]
         rows = len(self.part)
-        for cells in self.cells:
-            order = np.argsort(cells[:rows], kind="stable")
-            for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
-                codes += self._similar(members)
-        pairs, turns = np.divmod(np.unique(np.concatenate(codes)), ORIENTATIONS)
+        with threadpool_limits(1), ThreadPoolExecutor(self.workers) as pool:
+            found = list(pool.map(lambda job: self._similar(*job), self._jobs()))
+        self.compared = sum(len(few) * len(others) for few, others in self._jobs())
+        codes = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+        pairs, turns = np.divmod(codes, ORIENTATIONS)
         a, b = np.divmod(pairs, rows)
-        values = compare(self.thumbnails, a, self.thumbnails, b, turns)
+        values = compare(self.thumbnails, a, self.thumbnails, b, turns, workers=self.workers)
         best: dict[tuple[int, int], float] = {}
         for place in np.flatnonzero(values >= correlation):
             one, other = sorted((int(a[place]), int(b[place])))
@@ -190,31 +196,38 @@ class _Search:
     def trials(self, correlation: float) -> tuple[int, int]:
         """Return how many copies were made and how many of them the search finds."""
         rows = len(self.part)
-        own, copied = self.descriptors[self.tried], self.descriptors[rows:]
+        own, copied = (self.descriptors[some].astype(np.float32) for some in (self.tried, slice(rows, None)))
         meets = np.any([cells[rows:] == cells[self.tried] for cells in self.cells], axis=0)
         fits = np.zeros(len(self.tried), bool)
         for turn in range(ORIENTATIONS):
             like = turned(own, turn)
             chosen = np.flatnonzero(meets & ((copied * like).sum(axis=1) >= self.least * (like * like).sum(axis=1)))
             turns = np.full(len(chosen), turn)
-            aligned = compare(self.copies, chosen, self.thumbnails, self.tried[chosen], turns)
+            aligned = compare(self.copies, chosen, self.thumbnails, self.tried[chosen], turns, workers=self.workers)
             fits[chosen[aligned >= correlation]] = True
         return len(fits), int(fits.sum())
 
-    def _similar(self, members: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Return codes (a * rows + b) * 8 + orientation of similar members of different parts: turned b is like a."""
-        rows, found = len(self.part), []
-        by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
-        by_part.sort(key=len)
-        for place, few in enumerate(by_part):
-            others = np.concatenate([np.zeros(0, np.int64), *by_part[place + 1 :]])
-            self.compared += len(few) * len(others)
-            for one, other, turn, _ in alike(self.descriptors[few], self.descriptors[others], self.least):
-                found.append((others[other] * rows + few[one]) * ORIENTATIONS + turn)
-        return found
+    def _jobs(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield rows of one part and rows of other parts in the same cell, to be compared with each other."""
+        for cells in self.cells:
+            order = np.argsort(cells[: len(self.part)], kind="stable")
+            for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
+                by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
+                by_part.sort(key=len)
+                for place, few in enumerate(by_part[:-1]):
+                    others = np.concatenate(by_part[place + 1 :])
+                    yield from ((few[start : start + _STRIP], others) for start in range(0, len(few), _STRIP))
+
+    def _similar(self, few: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return codes (a * rows + b) * 8 + orientation of the similar ones: turned b, of the few, is like a."""
+        rows, codes = len(self.part), [np.zeros(0, np.int64)]
+        first, second = (self.descriptors[some].astype(np.float32) for some in (few, others))
+        for one, other, turn, _ in alike(first, second, self.least):
+            codes.append((others[other] * rows + few[one]) * ORIENTATIONS + turn)
+        return np.concatenate(codes)
 
 
-def _invariants(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _invariants(descriptors: NDArray) -> NDArray:
     """Return numbers of the lowest frequencies that are the same in all eight orientations, [n, 24].
 
     Turning a picture swaps (u, v) with (v, u), and changes signs unless both are even.
@@ -228,9 +241,9 @@ def _invariants(descriptors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([more, less, diagonal], axis=1)
 
 
-def _cells(points: NDArray[np.float32], most: int, rng: np.random.RandomState) -> NDArray[np.int64]:
+def _cells(points: NDArray, most: int, rng: np.random.RandomState) -> NDArray[np.int32]:
     """Return the cell of each point: halved at the median of random directions until none holds more than `most`."""
-    cell = np.zeros(len(points), np.int64)
+    cell = np.zeros(len(points), np.int32)
     todo = [np.arange(len(points))]
     count = 0
     while todo:

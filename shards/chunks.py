@@ -26,6 +26,7 @@ from shards.errors import EnvironmentFault
 from shards.examine import CHUNK, Image, Reject, Seen, look
 from shards.features import FEATURES_DTYPE, compute
 from shards.sources import Item
+from shards.spooled import spooled
 from shards.treat import Treatment, parameters
 
 VERSION = 1
@@ -178,23 +179,21 @@ def is_examined(chunk: Chunk) -> bool:
     return _read(chunk) is not None
 
 
-def load(chunks: Iterable[Chunk], images: int) -> Seen:
-    """Return what was found in all chunks of a listing of so many images.
+def load(chunks: Iterable[Chunk]) -> Seen:
+    """Return what was found in all chunks of a listing; the features lie in a file beside them.
 
     Raises:
         EnvironmentFault: a chunk was there a moment ago and is not, or is damaged.
     """
     seen: list[Image] = []
     rejected: list[Reject] = []
-    records = np.empty(images, FEATURES_DTYPE)
-    for chunk in chunks:
+
+    def records(chunk: Chunk) -> np.ndarray:
         table = _read(chunk)
         if table is None:
             raise EnvironmentFault("what was found of some images is gone", chunk.path, "start again to go on")
         usable = pc.is_null(table["reason"])
         rows = table.filter(usable)
-        first = len(seen)
-        records[first : first + rows.num_rows] = _records(rows["features"])
         places = iter(np.flatnonzero(usable.to_numpy()).tolist())
         offset = 0
         for row in rows.drop_columns(["reason", "detail", "features"]).to_pylist():
@@ -203,7 +202,13 @@ def load(chunks: Iterable[Chunk], images: int) -> Seen:
         for place in np.flatnonzero(~usable.to_numpy()).tolist():
             reason, detail = table["reason"][place].as_py(), table["detail"][place].as_py()
             rejected.append(Reject(chunk.items[place], sys.intern(reason), detail))
-    return Seen(seen, records[: len(seen)], rejected)
+        return _records(rows["features"])
+
+    chunks = list(chunks)
+    if not chunks:
+        return Seen(seen, np.empty(0, FEATURES_DTYPE), rejected)
+    features = spooled(map(records, chunks), FEATURES_DTYPE, chunks[0].folder / "features.bin")
+    return Seen(seen, features, rejected)
 
 
 def _image(item: Item, row: dict[str, Any], place: tuple[int, int] | tuple[()]) -> Image:

@@ -11,6 +11,7 @@ from shards.duplicates import connected, exact_groups, near_pairs
 from shards.examine import Image, Reject, Seen
 from shards.sources import Item
 from shards.sources.items import FIXED
+from shards.spooled import chosen
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,16 @@ class Cleaned:
     findings: dict[str, object]
 
 
-def clean(items: Sequence[Item], seen: Seen, near: bool = True, dropped: Mapping[str, str] | None = None) -> Cleaned:
+def clean(
+    items: Sequence[Item],
+    seen: Seen,
+    near: bool = True,
+    dropped: Mapping[str, str] | None = None,
+    workers: int = 2,
+) -> Cleaned:
     """Return what can be packed of the items that were `seen`; len(images) + len(rejected) == len(items).
+
+    The near-duplicates are searched by `workers` threads.
 
     `dropped` names sources that a person decided to leave out, and why. They are left out before duplicates and
     contradictions are judged (of one picture under two labels the other may stay), but the groups that they link are
@@ -47,8 +56,8 @@ def clean(items: Sequence[Item], seen: Seen, near: bool = True, dropped: Mapping
     joined = _join_names([image.item.group for image in images], links)
     kept = [images[i] for i in keep]
     names = [joined[images[i].item.group] if images[i].item.group else "" for i in keep]
-    features = features if len(keep) == len(features) else features[keep]
-    pairs = near_pairs(features) if near else np.empty((0, 2), dtype=np.int64)
+    features = features if len(keep) == len(features) else chosen(features, np.asarray(keep), "kept.bin")
+    pairs = near_pairs(features, workers=workers) if near else np.empty((0, 2), dtype=np.int64)
     groups, clusters = _group(kept, names, pairs)
     findings: dict[str, object] = {
         "exact_duplicates": sum(reject.reason == "exact duplicate" for reject in rejected),

@@ -17,6 +17,7 @@ from shards.fixedtest import beside, protect
 from shards.kept import keep_split
 from shards.sources.items import FIXED
 from shards.split import Split, order_key
+from shards.spooled import chosen
 from shards.ways import Way
 from shards.write import Sample
 
@@ -28,14 +29,17 @@ KEY_LENGTH = 76
 
 
 def divide(
-    cleaned: Cleaned, classes: list[str], way: Way, seed: int, *, mend: bool
+    cleaned: Cleaned, classes: list[str], way: Way, seed: int, *, mend: bool, workers: int = 2
 ) -> tuple[list[Sample], Split, Cleaned, Audit]:
-    """Split and audit; with `mend`, near-duplicates that only the audit finds are joined and the set is split again."""
+    """Split and audit; with `mend`, near-duplicates that only the audit finds are joined and the set is split again.
+
+    The audit compares pictures with `workers` threads.
+    """
     for _ in range(MENDINGS):
         if way.fixed:
             cleaned = protect(cleaned)
         samples, division = _place(cleaned, classes, way, seed)
-        found, rows = _audit(samples, cleaned)
+        found, rows = _audit(samples, cleaned, workers)
         near = [(rows[leak.a], rows[leak.b]) for leak in found.leaks if leak.kind == "near"]
         if not near or way.kept or not mend:
             break
@@ -80,15 +84,17 @@ def make_keys(sources: list[str], taken: Collection[str] = (), again: int = 0) -
     return keys
 
 
-def _audit(samples: list[Sample], cleaned: Cleaned) -> tuple[Audit, np.ndarray]:
+def _audit(samples: list[Sample], cleaned: Cleaned, workers: int) -> tuple[Audit, np.ndarray]:
     """Return what the audit found, and each sample's position in `cleaned`."""
     position = {image.item.source: i for i, image in enumerate(cleaned.images)}
     rows = np.array([position[sample.image.item.source] for sample in samples], dtype=np.int64)
+    features = chosen(cleaned.features, rows, "audited.bin")
     found = audit(
         [sample.part for sample in samples],
         [sample.group for sample in samples],
         [sample.image.sha256 for sample in samples],
-        cleaned.features["thumbnail"][rows],
+        features["thumbnail"],
+        workers=workers,
     )
     return found, rows
 

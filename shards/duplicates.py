@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from shards.alignment import compare
 from shards.errors import BadInput
@@ -35,7 +37,9 @@ _SIMILAR = (
 )  # correlation of low frequencies that makes a pair worth aligning; copies have 0.8, shifted fields 0.6
 _SMALL = 4096  # images up to which the lower of the two is used
 _ROOM = 1 << 16  # similar pairs that are all aligned; of more than these
+_MOST = 8 * _ROOM  # similar pairs that a strip holds before it leaves out those that are too many
 _PER_IMAGE = 8  # at least the most similar ones of each image
+_COMPARED = 1 << 16  # pairs aligned before the next ones are looked at
 _STRIP = 1024  # images compared with themselves and all later ones at a time
 
 
@@ -72,12 +76,17 @@ def near_pairs(
     """
     busy = np.flatnonzero(features["std"].max(axis=1) >= min_contrast) if len(features) else np.zeros(0, np.int64)
     few = len(busy) <= all_pairs
-    codes = _similar(features["thumbnail"][busy]) if few else candidates(features["hash"][busy], workers=workers)
-    turns = codes % ORIENTATIONS
-    a, b = (busy[place] for place in _ends(codes, len(busy)))
-    sure = compare(features["thumbnail"], a, features["thumbnail"], b, turns, workers=workers)
+    codes = (
+        _similar(features["thumbnail"][busy], workers) if few else candidates(features["hash"][busy], workers=workers)
+    )
     least = default_correlation(len(busy)) if correlation is None else correlation
-    return _best(a, b, turns, sure, least)
+    found = [np.zeros(0, PAIR_DTYPE)]
+    for start in range(0, len(codes), _COMPARED):
+        turns = codes[start : start + _COMPARED] % ORIENTATIONS
+        a, b = (busy[place] for place in _ends(codes[start : start + _COMPARED], len(busy)))
+        sure = compare(features["thumbnail"], a, features["thumbnail"], b, turns, workers=workers)
+        found.append(_confirmed(a, b, turns, sure, least))
+    return _best(np.concatenate(found))
 
 
 def default_correlation(images: int) -> float:
@@ -118,22 +127,38 @@ def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
     return np.array([root(image) for image in range(images)], np.int64)
 
 
-def _similar(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _similar(thumbnails: NDArray[np.uint8], workers: int) -> NDArray[np.int64]:
     """Return codes (a * images + b) * 8 + orientation, a < b, of the pairs with similar low frequencies."""
     images, descriptors = len(thumbnails), describe(thumbnails)
     least = _SIMILAR[images > _SMALL]
-    found, values = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-    for start in range(0, images, _STRIP):
+
+    def strip(start: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        codes, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
         for one, other, turn, similar in alike(descriptors[start : start + _STRIP], descriptors[start:], least):
             new = one < other
             # The first image turned looks like the second: turned back, the second looks like the first.
             back = int(inverse(np.array(turn)))
-            found.append(((one[new] + start) * images + other[new] + start) * ORIENTATIONS + back)
-            values.append(similar[new])
-    codes, similar = np.concatenate(found), np.concatenate(values)
-    if len(codes) > _ROOM:
-        codes = codes[_closest(*_ends(codes, images), similar, max(_PER_IMAGE, _ROOM // images))]
-    return np.sort(codes)
+            found = ((one[new] + start) * images + other[new] + start) * ORIENTATIONS + back
+            codes, values = np.append(codes, found), np.append(values, similar[new])
+            if len(codes) > _MOST:  # very many alike pictures would fill the memory
+                codes, values = _bounded(codes, values, images)
+        return codes, values
+
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+        strips = list(pool.map(strip, range(0, images, _STRIP)))
+    codes = np.concatenate([np.zeros(0, np.int64), *(codes for codes, _ in strips)])
+    values = np.concatenate([np.zeros(0, np.float32), *(values for _, values in strips)])
+    return np.sort(_bounded(codes, values, images)[0])
+
+
+def _bounded(
+    codes: NDArray[np.int64], values: NDArray[np.float32], images: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return all, or of more than _ROOM the closest of each image: of some, what would be kept of all is among them."""
+    if len(codes) <= _ROOM:
+        return codes, values
+    kept = _closest(*_ends(codes, images), values, max(_PER_IMAGE, _ROOM // images))
+    return codes[kept], values[kept]
 
 
 def _closest(a: NDArray[np.int64], b: NDArray[np.int64], similar: NDArray[np.float32], most: int) -> NDArray[np.int64]:
@@ -151,15 +176,20 @@ def _ends(codes: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], NDA
     return a, b
 
 
-def _best(
+def _confirmed(
     a: NDArray[np.int64], b: NDArray[np.int64], turns: NDArray[np.int64], sure: NDArray[np.float64], least: float
 ) -> NDArray[np.void]:
-    """Return the confirmed pairs, each once, in the orientation that fits best."""
-    order = np.flatnonzero(sure >= least)
-    order = order[np.lexsort((turns[order], -sure[order], b[order], a[order]))]
-    pairs = np.zeros(len(order), PAIR_DTYPE)
+    """Return the pairs that correlate by at least `least`."""
+    places = np.flatnonzero(sure >= least)
+    pairs = np.zeros(len(places), PAIR_DTYPE)
     for name, values in (("a", a), ("b", b), ("orientation", turns), ("correlation", sure)):
-        pairs[name] = values[order]
+        pairs[name] = values[places]
+    return pairs
+
+
+def _best(pairs: NDArray[np.void]) -> NDArray[np.void]:
+    """Return each pair once, in the orientation that fits best."""
+    pairs = pairs[np.lexsort((pairs["orientation"], -pairs["correlation"], pairs["b"], pairs["a"]))]
     new = np.ones(len(pairs), bool)
     new[1:] = (pairs["a"][1:] != pairs["a"][:-1]) | (pairs["b"][1:] != pairs["b"][:-1])
     return pairs[new]

@@ -13,6 +13,7 @@ from shards.errors import BadInput
 from shards.examine import Reject
 from shards.sources.items import FIXED
 from shards.split import Split
+from shards.spooled import chosen
 
 
 def protect(cleaned: Cleaned) -> Cleaned:
@@ -42,7 +43,7 @@ def protect(cleaned: Cleaned) -> Cleaned:
     return replace(
         cleaned,
         images=[cleaned.images[i] for i in keep],
-        features=cleaned.features[keep],
+        features=chosen(cleaned.features, np.asarray(keep), "beside.bin"),
         groups=[cleaned.groups[i] for i in keep],
         rejected=sorted([*cleaned.rejected, *gone], key=lambda reject: reject.item.source),
     )

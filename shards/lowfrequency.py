@@ -10,6 +10,7 @@ Descriptors are whole numbers of limited length: products of them are exact in f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,49 +23,49 @@ _ROWS = 4096  # pictures worked on at a time
 _BLOCK = 256  # descriptors compared with all others at a time
 
 
-def describe(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return descriptors float32 [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t]."""
-    return whiten(frequencies(thumbnails))
+def describe(
+    thumbnails: NDArray[np.uint8], others: NDArray[np.uint8] | None = None, dtype: type = np.float32
+) -> NDArray:
+    """Return descriptors [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t], and behind them those of `others`.
 
-
-def frequencies(thumbnails: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the lowest cosine frequencies [n, SIDE, SIDE] of thumbnails uint8 [n, t, t], as whole numbers."""
-    side = thumbnails.shape[-1]
-    angle = np.pi / (2 * side) * (2 * np.arange(side) + 1) * np.arange(SIDE)[:, None]
-    waves = np.rint(64 * np.cos(angle))
-    values = np.empty((len(thumbnails), SIDE, SIDE))
-    for i in range(0, len(values), _ROWS):
-        values[i : i + _ROWS] = waves @ thumbnails[i : i + _ROWS].astype(np.float64) @ waves.T
-    return values
-
-
-def whiten(values: NDArray[np.float64], reference: int | None = None) -> NDArray[np.float32]:
-    """Return descriptors float32 [n, SIDE * SIDE] of frequencies [n, SIDE, SIDE].
-
-    Mean and spread are those of the first `reference` pictures (None: of all) in all eight orientations: frequencies
-    that are odd along an axis have mean 0, and (u, v) shares its numbers with (v, u). A flat picture has a descriptor
-    of zeros.
+    Each frequency is divided by its spread over the set, in all eight orientations, after its mean is taken off:
+    frequencies that are odd along an axis have mean 0, and (u, v) shares its numbers with (v, u). A flat picture has
+    a descriptor of zeros. The whole numbers fit an int16 `dtype` too, which takes half the memory. Frequencies are
+    computed again for each pass, in place of being kept.
     """
-    mean, spread = _of_the_set(values[:reference])
+    mean, spread = _of_the_set(thumbnails)
     known = spread > 64 * 64  # a flat set says nothing
     scale = np.where(known, 1 / np.where(known, spread, 1), 0)
-    descriptors = np.empty((len(values), SIDE * SIDE), np.float32)
-    for i in range(0, len(values), _ROWS):
-        white = ((values[i : i + _ROWS] - mean) * scale).reshape(-1, SIDE * SIDE)
+    more = thumbnails[:0] if others is None else others
+    descriptors: NDArray = np.empty((len(thumbnails) + len(more), SIDE * SIDE), dtype)
+    start = 0
+    for values in chain(frequencies(thumbnails), frequencies(more)):
+        white = ((values - mean) * scale).reshape(-1, SIDE * SIDE)
         length = np.sqrt((white**2).sum(axis=1, keepdims=True))
-        descriptors[i : i + _ROWS] = np.rint(_LENGTH * white / np.maximum(length, 1e-6))
+        descriptors[start : start + len(white)] = np.rint(_LENGTH * white / np.maximum(length, 1e-6))
+        start += len(white)
     return descriptors
 
 
-def _of_the_set(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and spread [SIDE, SIDE] of frequencies [n, SIDE, SIDE] over all orientations."""
-    if not len(values):
-        return np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
+def frequencies(thumbnails: NDArray[np.uint8]) -> Iterator[NDArray[np.float64]]:
+    """Yield the lowest cosine frequencies [_ROWS, SIDE, SIDE] of thumbnails uint8 [n, t, t], as whole numbers."""
+    side = thumbnails.shape[-1]
+    angle = np.pi / (2 * side) * (2 * np.arange(side) + 1) * np.arange(SIDE)[:, None]
+    waves = np.rint(64 * np.cos(angle))
+    for start in range(0, len(thumbnails), _ROWS):
+        yield waves @ thumbnails[start : start + _ROWS].astype(np.float64) @ waves.T
+
+
+def _of_the_set(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and spread [SIDE, SIDE] of the frequencies of thumbnails [n, t, t] over all orientations."""
+    nothing = np.zeros((SIDE, SIDE))
+    if not len(thumbnails):
+        return nothing, nothing
     even = np.arange(SIDE) % 2 == 0
-    mean = values.mean(axis=0)
+    mean = sum((values.sum(axis=0) for values in frequencies(thumbnails)), nothing) / len(thumbnails)
     mean = np.where(np.outer(even, even), (mean + mean.T) / 2, 0)
-    total = sum((((values[i : i + _ROWS] - mean) ** 2).sum(axis=0) for i in range(0, len(values), _ROWS)), 0 * mean)
-    square = total / len(values)
+    total = sum((((values - mean) ** 2).sum(axis=0) for values in frequencies(thumbnails)), nothing)
+    square = total / len(thumbnails)
     spread = np.sqrt((square + square.T) / 2)
     spread[0, 0] = 0  # brightness says nothing about what is shown
     return mean, spread

@@ -8,9 +8,10 @@ integer arithmetic, so the candidates depend on the hashes alone, not on the mac
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +52,14 @@ def candidates(
     turned = np.stack([orient_hashes(words, orientation) for orientation in range(ORIENTATIONS)])
     search: Callable[[NDArray[np.uint64]], NDArray[np.int64]] = lambda mask: _band(turned, mask, allowed)  # noqa: E731
     with ThreadPoolExecutor(workers) as pool:
-        found = list(pool.map(search, _masks(len(words), bands)))
-    return _tighten(turned, np.unique(np.concatenate(found)))
+        # Band by band and never more than a few at a time: many alike pictures would fill the memory.
+        masks = iter(_masks(len(words), bands))
+        running = deque(pool.submit(search, mask) for mask in islice(masks, workers + 1))
+        found = np.zeros(0, np.int64)
+        while running:
+            found = _joined(turned, [found, running.popleft().result()])
+            running += [pool.submit(search, mask) for mask in islice(masks, 1)]
+    return found
 
 
 def default_distance(images: int) -> int:
@@ -96,11 +103,12 @@ def _band(turned: NDArray[np.uint64], mask: NDArray[np.uint64], allowed: int) ->
     entries.sort()
     first_of_key = entries[::_SLICE] >> place_bits << place_bits
     cuts = np.unique(np.append(np.searchsorted(entries, first_of_key), len(entries)))
-    codes = [
-        _meetings(turned, entries[first:last], place_bits, allowed)
-        for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)
-    ]
-    return _tighten(turned, np.unique(np.concatenate(codes)))
+    codes: list[NDArray[np.int64]] = []
+    for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        codes.append(_meetings(turned, entries[first:last], place_bits, allowed))
+        if sum(map(len, codes)) > 2 * _room(images):
+            codes = [_joined(turned, codes)]
+    return _joined(turned, codes)
 
 
 def _meetings(
@@ -148,10 +156,18 @@ def _codes(
     return np.asarray(codes[image != other])
 
 
-def _tighten(turned: NDArray[np.uint64], codes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the codes, those of the most distant hashes left out if they are too many to be confirmed in good time."""
+def _room(images: int) -> int:
+    """Return how many candidates there may be: as many as can be confirmed in good time."""
+    return max(1 << 16, min(_PER_IMAGE * images, _MOST))
+
+
+def _joined(turned: NDArray[np.uint64], found: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the codes of all lists, sorted, each once; if they are too many, without those of the most distant hashes.
+
+    Joined all at once or step by step, they are the same: what is too distant among some is too distant among all.
+    """
     images = turned.shape[1]
-    room = max(1 << 16, min(_PER_IMAGE * images, _MOST))
+    codes, room = np.unique(np.concatenate(found)), _room(images)
     if len(codes) <= room:
         return codes
     pairs, turns = np.divmod(codes, ORIENTATIONS)

@@ -20,7 +20,7 @@ from shards.divide import divide, judge
 from shards.errors import BadInput, Fault
 from shards.examine import ticking
 from shards.format import DatasetInfo
-from shards.parallel import available_cores, map_ordered
+from shards.parallel import available_cores, map_ordered, warm_up
 from shards.report import write_set_report
 from shards.sources import Listing, as_text
 from shards.sources.gather import Request, gathered
@@ -108,6 +108,8 @@ def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
         BadInput: nothing usable below `source`, `target` exists, a class is too small, or the split leaks.
         EnvironmentFault: the disk is full or fails, or another process is packing this set.
     """
+    if (options.workers or available_cores()) > 1:
+        warm_up("shards.write")
     with prepared(source, target, options) as packing, alone(target) as work, going_on(work):
         work.begin(packing.identity)
         examine_chunks(packing.chunks, packing.workers)
@@ -185,7 +187,7 @@ def assemble(packing: Packing, work: Work) -> dict[str, Any]:
     options, items = packing.options, packing.listing.items
     way = way_of(options)
     dropped = read_decisions(Path(options.decisions), {item.source for item in items}) if options.decisions else {}
-    cleaned = clean(items, load(packing.chunks, len(items)), options.near, dropped)
+    cleaned = clean(items, load(packing.chunks), options.near, dropped, packing.workers)
     classes = sorted({item.label for item in items})
     _check_classes_left(classes, cleaned, packing.source)
     samples, division, cleaned, found = divide(
@@ -194,6 +196,7 @@ def assemble(packing: Packing, work: Work) -> dict[str, Any]:
         way,
         options.seed,
         mend=options.near and not options.allow_leaks,
+        workers=packing.workers,
     )
     audited = judge(samples, found, options.allow_leaks, options.keep_splits)
     if len(samples) + len(cleaned.rejected) != len(items):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing import forkserver
 from typing import TypeVar
 
 import numpy as np  # noqa: F401  its threads can be limited only where it is loaded
@@ -47,6 +48,17 @@ def _begin_worker() -> None:
 def _end_with(sentinel: int) -> None:
     multiprocessing.connection.wait([sentinel])
     os._exit(1)
+
+
+def warm_up(*modules: str) -> None:
+    """Start the process that worker processes are forked from, and let it import `modules` while this one goes on.
+
+    Workers then begin at once and share that memory. Importing the modules must start no threads that a fork would cut
+    short: numpy's stay away because of `shards.onethread`; pyarrow's allocator knows of forks.
+    """
+    if os.name == "posix":
+        forkserver.set_forkserver_preload(["shards.onethread", *modules])
+        forkserver.ensure_running()
 
 
 def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
-from shards.atomic import disk_errors, open_atomic, sync_directory
+from shards.atomic import begin_writing, disk_errors, open_atomic, sync_directory
 from shards.errors import BadInput, CheckFailed, Fault
 
 BLOCK = 512
@@ -26,6 +26,8 @@ RECORD = 20 * BLOCK
 """Archives end at a multiple of this many bytes, as GNU tar's do: readers then never warn."""
 BATCH = 512 * BLOCK
 """Bytes that are gathered for one call of the operating system: larger gains nothing and leaves the CPU's cache."""
+BEHIND = 64 * BATCH
+"""Bytes after which the disk is told to begin writing, so that little is left to wait for at the end."""
 NAME_LIMIT = 100
 SIZE_LIMIT = 8**11
 RESTORE = "restore the file from a copy or pack the set again"
@@ -94,11 +96,11 @@ def tar_bytes(key: str, members: Sequence[tuple[str, bytes]]) -> bytes:
     Raises:
         BadInput: the key is not [a-z0-9_]+, an extension is not [a-z0-9]+ or occurs twice, or a name is too long.
     """
-    return _lay_out(key, members, 0)[0]
+    return b"".join(_lay_out(key, members, 0)[0])
 
 
-def _lay_out(key: str, members: Sequence[tuple[str, bytes]], position: int) -> tuple[bytes, list[Member]]:
-    """Return the bytes of one sample that begins at `position` of its tar, and where its members then lie."""
+def _lay_out(key: str, members: Sequence[tuple[str, bytes]], position: int) -> tuple[list[bytes], list[Member]]:
+    """Return the bytes, in pieces, of one sample that begins at `position` of its tar, and where its members lie."""
     if not _KEY.fullmatch(key):
         raise BadInput(f"{key!r} is no key", "tar", "use only a-z, 0-9 and _: a dot would cut the key short in readers")
     _check_extensions(tuple([extension for extension, _ in members]))
@@ -110,7 +112,7 @@ def _lay_out(key: str, members: Sequence[tuple[str, bytes]], position: int) -> t
         placed.append(Member(name, position + BLOCK, size))
         parts += (header(name, size), data, _ZEROS[:fill])
         position += BLOCK + size + fill
-    return b"".join(parts), placed
+    return parts, placed
 
 
 @lru_cache
@@ -164,7 +166,7 @@ class ShardWriter:
         self._digest = hashlib.sha256()
         self._lines: list[str] = []  # of the index: lists of members would take more memory and be walked by the gc
         self._keys: set[str] = set()
-        self._size = self._waiting = 0
+        self._size = self._flushed = self._sent = 0  # bytes added, given to the system, begun to be written by the disk
         self._batch: list[bytes] = []
         with disk_errors(path):
             self._file = open(self._partial, "wb", buffering=0)  # noqa: SIM115  closed by close() or _discard()
@@ -181,29 +183,27 @@ class ShardWriter:
         """
         if key in self._keys:
             raise BadInput(f"key {key} occurs twice", self.path, "give every sample its own key")
-        data, placed = _lay_out(key, members, self._size)
-        self._write(data)
-        self._size += len(data)
+        parts, placed = _lay_out(key, members, self._size)
+        self._batch += parts
+        self._size = placed[-1].offset + placed[-1].size + len(parts[-1])
         self._keys.add(key)
         self._lines.append(_index_line(placed))
+        if self._size - self._flushed >= BATCH:
+            self._flush()
         return placed
 
-    def _write(self, data: bytes) -> None:
-        self._digest.update(data)
-        self._batch.append(data)
-        self._waiting += len(data)
-        if self._waiting >= BATCH:
-            self._flush()
-
     def _flush(self) -> None:
-        batch, size = self._batch, self._waiting
-        self._batch, self._waiting = [], 0
+        data = b"".join(self._batch)
+        self._batch = []
+        self._digest.update(data)
+        rest = memoryview(data)
         with disk_errors(self.path):
-            written = os.writev(self._file.fileno(), batch)
-            if written < size:  # a nearly full disk takes a part, then fails
-                rest = memoryview(b"".join(batch))[written:]
-                while rest:
-                    rest = rest[self._file.write(rest) :]
+            while rest:  # a nearly full disk takes a part, then fails
+                rest = rest[self._file.write(rest) :]
+            self._flushed += len(data)
+            if self._flushed - self._sent >= BEHIND:
+                begin_writing(self._file.fileno(), self._sent, self._flushed - self._sent)
+                self._sent = self._flushed
 
     def close(self) -> ShardSummary:
         """End the archive, write the index, and give both their names; closing again changes nothing.
@@ -217,7 +217,7 @@ class ShardWriter:
             self._discard()
             raise Fault("a shard without samples was to be written", self.path)
         end = archive_end(self._size)
-        self._write(end)
+        self._batch.append(end)
         self._flush()
         with disk_errors(self.path):
             os.fsync(self._file.fileno())

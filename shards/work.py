@@ -137,8 +137,8 @@ class Work:
     def finish(self) -> None:
         """Give the set its name. At no moment is it there with work files in it, or gone with work to be done again."""
         with disk_errors(self.target):
+            os.rename(self.folder, self._aside)  # nobody needs to wait until that is on the disk
             sync_tree(self.partial)
-            os.rename(self.folder, self._aside)
             os.rename(self.partial, self.target)
         sync_directory(self.target.parent)
         shutil.rmtree(self._aside, ignore_errors=True)

@@ -24,6 +24,8 @@ from shards.tar import ShardSummary, ShardWriter, index_path
 PLAN_VERSION = 1
 """Of what is written; to be raised when the same plan would give other bytes."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each sample
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -143,7 +145,7 @@ def write_shard(plan: ShardPlan) -> Written:
             members = [
                 (EXTENSIONS[sample.image.format], _bytes(sample.image, plan.work)),
                 ("cls", str(sample.label).encode()),
-                ("json", json.dumps(row(sample, plan.classes), ensure_ascii=False).encode()),
+                ("json", encoded(row(sample, plan.classes))),
             ]
             offsets.append(writer.add(sample.key, members)[0].offset)
     return Written(writer.close(), offsets)
@@ -155,12 +157,27 @@ def _bytes(image: Image, work: Path | None) -> bytes:
         return _spooled(image, spool_path(work, image.chunk))
     path = image.item.path
     try:
-        data = path.read_bytes()
+        data = read_file(path, image.size)
     except OSError as error:
         raise BadInput(f"an image vanished while packing: {error.strerror}", path) from error
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise BadInput("an image changed while packing", path, "pack a folder that is at rest")
     return data
+
+
+def read_file(path: Path, size: int) -> bytes:
+    """Return the bytes of a file that should have `size` of them: in one call, at half the cost of a file object."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.pread(descriptor, size + 1, 0)
+    finally:
+        os.close(descriptor)
+    return data if len(data) == size else path.read_bytes()  # the file changed, or its system gives less at a time
+
+
+def encoded(said: dict[str, Any]) -> bytes:
+    """Return the .json of a sample."""
+    return _ENCODER.encode(said).encode()
 
 
 def _spooled(image: Image, spool: Path) -> bytes:

@@ -82,15 +82,17 @@ class DDP:
         self._net = self._wrapped(share_weights=False)
 
     def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Do one forward and backward that leaves no trace.
+        """Do two forwards and backwards that leave no trace.
 
-        DDP lays its gradient buckets out anew after the first backward, and beyond two ranks the order of summation
-        follows that layout; a resumed process would repeat the first layout and drift from the undisturbed run.
+        DDP lays its gradient buckets out anew once it knows the order in which gradients arrive, and beyond two ranks
+        the order of summation follows that layout; a resumed process would repeat the first layout and drift from the
+        undisturbed run. A static graph counts its hooks in the first backward and notes their order in the second.
         """
         buffers = [buffer.detach().clone() for buffer in self.model.buffers()]
-        loss = nn.functional.cross_entropy(self.forward(images), labels)
-        loss.backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(2):
+            loss = nn.functional.cross_entropy(self.forward(images), labels)
+            loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(before)

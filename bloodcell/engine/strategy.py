@@ -19,7 +19,7 @@ class Strategy(Protocol):
     model: nn.Module
 
     def warm_up(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """Do one forward and backward that leaves no trace, so that step 0 and a resumed step see the same buckets."""
+        """Compute gradients without leaving a trace, so that step 0 and a resumed step see the same buckets."""
 
     def rewrap(self) -> None:
         """Take up that other weights need gradients than before: warm_up() must follow. Collective."""

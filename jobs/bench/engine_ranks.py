@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import nn
 
 from bloodcell.config import Config, override
-from bloodcell.data.loader import Batch, Loader, training_requests
+from bloodcell.data.loader import Batch
 from bloodcell.data.shardset import ShardSet
-from bloodcell.engine.batches import make_reading
+from bloodcell.engine.batches import training_batches
 from bloodcell.engine.guard import Guard
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer
@@ -85,11 +85,7 @@ def _job(config: Config, place: Path, ranks: Ranks, shards: ShardSet) -> Job:
 
 def _batches(job: Job) -> Iterator[Batch]:
     """Yield the first micro-batches of this rank again and again, decoded once."""
-    config, plan = job.config, job.plan
-    requests = training_requests(job.order, job.ranks.world, job.ranks.rank, 0, plan.steps)
-    reading = make_reading(config, plan.slots, False)
-    loader = Loader(job.shards, requests, job.view, plan.micro_batch, 1, job.device, reading)
-    with loader:
+    with training_batches(job, 0) as loader:
         held = [
             replace(batch, images=batch.images.clone(), labels=batch.labels.clone())
             for batch in itertools.islice(loader, BATCHES)

@@ -1,9 +1,10 @@
 """`bloodcell bench pack`: what packing costs, part by part, on drawn images that lie in the page cache.
 
-Writing alone beside webdataset's ShardWriter and GNU tar on the same files; the full examination of an image (decoding,
-hashes, features for the near-duplicate search); a whole `bloodcell pack` with one worker on one core and with two on
-two; and the memory of one. What is compared is interleaved. On a busy machine the figures for each CPU-second are the
-steadier ones, and the load average is among the results: with other work on the cores, two workers cannot be judged.
+Writing alone beside webdataset's ShardWriter and GNU tar on the same files, each with the wait for the disk; the full
+examination of an image (decoding, hashes, features for the near-duplicate search); a whole `bloodcell pack` with one
+worker on one core and with two on two; and the memory of one. What is compared is interleaved. On a busy machine the
+figures for each CPU-second are the steadier ones, and the load average is among the results: with other work on the
+cores, two workers cannot be judged.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from shards.errors import BadInput
 SIDE = 224  # pixels of the images that time is measured on
 CLASSES = 4
 MIB = 2**20
-OURS, WEBDATASET, TAR = "bloodcell ShardWriter", "webdataset ShardWriter", "GNU tar, image files alone"
+OURS, WEBDATASET = "bloodcell ShardWriter", "webdataset ShardWriter, then fsync"
+TAR = "GNU tar, image files alone, then fsync"
+PEAK, ANONYMOUS = "memory", "memory without mapped files"
 EXAMINE = "decode, hashes and near-duplicate features"
 
 
@@ -135,7 +138,7 @@ def _writing(folder: Path, place: Path, repeats: int) -> list[Row]:
 
     def case(name: str) -> float:
         target.mkdir()
-        os.sync()  # ours waits for the disk: it must not pay for what the writer before left unwritten
+        os.sync()  # all wait for the disk: none must pay for what others left unwritten
         try:
             return clock.timed(name, lambda: writers[name](samples, target))
         finally:
@@ -191,25 +194,27 @@ def _memory(place: Path, counts: Sequence[int]) -> list[Row]:
     from jobs.bench.watched import watched
 
     rows: list[Row] = []
-    peaks: list[int] = []
+    peaks: dict[str, list[float]] = {}
     for count in counts:
         folder, target = place / f"tiny-{count}", place / "tiny-set"
         _draw_tiny(folder, count)
-        peaks.append(watched("pack", str(folder), str(target), "--workers", "1").peak)
+        cost = watched("pack", str(folder), str(target), "--workers", "1")
         shutil.rmtree(target)
         shutil.rmtree(folder)
-        against = [peaks[0] / MIB] if rows else None
-        rows.append(
-            measured(_peak(count), [peaks[-1] / MIB], "MiB", _peak(counts[0]) if rows else None, against),
-        )
+        for name, size in ((PEAK, cost.peak), (ANONYMOUS, cost.anonymous)):
+            found = peaks.setdefault(name, [])
+            baseline, against = (_peak(name, counts[0]), found[:1]) if found else (None, None)
+            found.append(size / MIB)
+            rows.append(measured(_peak(name, count), found[-1:], "MiB", baseline, against))
     if len(counts) > 1:
-        grown = (peaks[-1] - peaks[0]) / (counts[-1] - counts[0])
-        rows.append(Row("memory for each further image", grown, "bytes"))
+        for name, found in peaks.items():
+            grown = (found[-1] - found[0]) * MIB / (counts[-1] - counts[0])
+            rows.append(Row(f"{name} for each further image", grown, "bytes"))
     return rows
 
 
-def _peak(count: int) -> str:
-    return f"peak memory of packing {count:,} tiny images, 1 worker"
+def _peak(name: str, count: int) -> str:
+    return f"peak {name} of packing {count:,} tiny images, 1 worker"
 
 
 def _draw_tiny(folder: Path, count: int) -> None:

@@ -21,11 +21,15 @@ _LOOK = 0.05  # seconds between two looks at the processes
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took: seconds on the clock and of all its processes' CPUs, and its own peak memory in bytes."""
+    """What a command took: seconds on the clock and of all its processes' CPUs, and its own peak memory in bytes.
+
+    `peak` counts files that are mapped into memory, which the system can drop; `anonymous` is the rest (0: not said).
+    """
 
     wall: float
     cpu: float
     peak: int
+    anonymous: int
 
 
 def watched(*arguments: str, cores: int = 0) -> Cost:
@@ -33,7 +37,8 @@ def watched(*arguments: str, cores: int = 0) -> Cost:
 
     Worker processes belong to a server process that nobody waits for, so their processor time is read while they live,
     and so is the command's peak memory (what the system hands down afterwards counts that of its parent): what happens
-    within the last 50 ms is missed. The processor time of the command itself is exact.
+    within the last 50 ms is missed, and of anonymous memory what comes and goes between two looks. The processor time
+    of the command itself is exact.
 
     Raises:
         Fault: it failed; with the last line that it wrote.
@@ -55,7 +60,7 @@ def watched(*arguments: str, cores: int = 0) -> Cost:
             said.seek(0)
             lines = said.read().strip().splitlines()
             raise Fault(f"`bloodcell {arguments[0]}` failed: {lines[-1] if lines else process.returncode}")
-    return Cost(wall, used.ru_utime + used.ru_stime + sum(look.below.values()), look.peak)
+    return Cost(wall, used.ru_utime + used.ru_stime + sum(look.below.values()), look.peak, look.anonymous)
 
 
 class _Look(threading.Thread):
@@ -66,22 +71,26 @@ class _Look(threading.Thread):
         self.root = psutil.Process(pid)
         self.over = threading.Event()
         self.below: dict[int, float] = {}
-        self.peak = 0
+        self.peak = self.anonymous = 0
 
     def run(self) -> None:
         while not self.over.wait(_LOOK):
             with contextlib.suppress(psutil.Error, OSError):
-                self.peak = max(self.peak, _most_memory(self.root))
+                peak, anonymous = _memory(self.root)
+                self.peak, self.anonymous = max(self.peak, peak), max(self.anonymous, anonymous)
                 for child in self.root.children(recursive=True):
                     with contextlib.suppress(psutil.Error):
                         times = child.cpu_times()
                         self.below[child.pid] = times.user + times.system
 
 
-def _most_memory(process: psutil.Process) -> int:
-    """Return the most bytes that the process has held in memory, or where the system does not say, those it holds."""
+def _memory(process: psutil.Process) -> tuple[int, int]:
+    """Return the most bytes that the process has held (if the system does not say, those it holds), anonymous ones."""
     try:
-        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+        lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return int(process.memory_info().rss)
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+        return int(process.memory_info().rss), 0
+    found = {
+        name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest
+    }
+    return found.get("VmHWM", 0), found.get("RssAnon", 0)

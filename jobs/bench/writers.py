@@ -2,32 +2,35 @@
 
 All read the image files, which lie in the page cache. Ours and webdataset's write three members for each image (image,
 label, JSON); ours also checks each file's sha256 as packing does (CRC-32s come from the examination before), hashes the
-tar, writes its index and waits until all is on the disk. GNU tar writes the image files alone: what is left of the work
-without any of that.
+tar and writes its index. GNU tar writes the image files alone: what is left of the work without any of that. All three
+wait until what they wrote is on the disk, which webdataset and GNU tar leave to the system.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.atomic import sync_directory
 from shards.errors import EnvironmentFault, Fault
 from shards.tar import ShardWriter
+from shards.write import encoded, read_file
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image file to be written: its label, what its JSON says, and the sha256 that it must have."""
+    """An image file to be written: its label, what its JSON says, and the size and sha256 that it must have."""
 
     path: Path
     key: str
     label: int
     row: dict[str, Any]
+    size: int
     sha256: str
 
 
@@ -51,7 +54,7 @@ def sources(folder: Path) -> list[Source]:
             "mode": "RGB",
             "format": "JPEG",
         }
-        found.append(Source(path, key, label, row, digest))
+        found.append(Source(path, key, label, row, len(data), digest))
     return found
 
 
@@ -60,11 +63,10 @@ def write_ours(samples: Sequence[Source], place: Path) -> Path:
     path = place / "ours.tar"
     with ShardWriter(path) as writer:
         for sample in samples:
-            data = sample.path.read_bytes()
+            data = read_file(sample.path, sample.size)
             if hashlib.sha256(data).hexdigest() != sample.sha256:
                 raise Fault("an image changed during the benchmark", sample.path)
-            said = json.dumps(sample.row, ensure_ascii=False).encode()
-            writer.add(sample.key, [("jpg", data), ("cls", b"%d" % sample.label), ("json", said)])
+            writer.add(sample.key, [("jpg", data), ("cls", b"%d" % sample.label), ("json", encoded(sample.row))])
     return path
 
 
@@ -77,7 +79,7 @@ def write_webdataset(samples: Sequence[Source], place: Path) -> Path:
         for sample in samples:
             data = sample.path.read_bytes()
             writer.write({"__key__": sample.key, "jpg": data, "cls": sample.label, "json": sample.row})
-    return place / "webdataset-000000.tar"
+    return _synced(place / "webdataset-000000.tar")
 
 
 def write_gnu_tar(samples: Sequence[Source], place: Path) -> Path:
@@ -96,4 +98,11 @@ def write_gnu_tar(samples: Sequence[Source], place: Path) -> Path:
         raise EnvironmentFault(f"tar cannot be run: {error.strerror}", "bench pack", "install GNU tar") from error
     if done.returncode:
         raise EnvironmentFault(f"tar failed: {done.stderr.strip().splitlines()[-1:]}", path)
+    return _synced(path)
+
+
+def _synced(path: Path) -> Path:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    sync_directory(path.parent)
     return path

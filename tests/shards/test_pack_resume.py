@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from shards.errors import BadInput, EnvironmentFault
+from shards.features import FEATURES_DTYPE
 from shards.pack import PackOptions, assemble, examine_chunks, pack, prepared
 from shards.work import Work, alone
 from tests.conftest import bloodcell, command
@@ -330,7 +331,8 @@ def test_on_a_disk_that_fills_up_each_start_goes_further(tmpfs: Path, tmp_path: 
 
 def test_a_disk_that_is_too_small_is_refused_before_shards_are_written(tmpfs: Path, tmp_path: Path) -> None:
     images = fill(tmp_path / "in", plain(40))
-    (tmpfs / "ballast").write_bytes(bytes((2 << 20) - 150_000))  # what is examined fits
+    features = 2 * 80 * FEATURES_DTYPE.itemsize  # as they were examined, and in the order of the audit
+    (tmpfs / "ballast").write_bytes(bytes((2 << 20) - 150_000 - features))  # what is examined fits
     with pytest.raises(EnvironmentFault, match="not enough room: 0 MB to write"):
         pack(images, tmpfs / "set", ONE)
     assert list((tmpfs / "set.partial").iterdir()) == [tmpfs / "set.partial/work"]

@@ -173,7 +173,7 @@ def test_what_examination_found_is_read_back_as_it_was(tmp_path: Path) -> None:
     with prepared(images, tmp_path / "set", replace(ONE, strip=True)) as packing, alone(tmp_path / "set") as work:
         work.begin(packing.identity)
         examine_chunks(packing.chunks, 1)
-        seen = load(packing.chunks, len(packing.listing.items))
+        seen = load(packing.chunks)
     assert [image.item.source for image in seen.images] == sorted([*plain(5), "a/x.jpg"])
     assert [(reject.item.source, reject.reason) for reject in seen.rejected] == [("b/no.png", "not an image")]
     assert len(seen.features) == 11
