@@ -41,7 +41,8 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     described = []
     for key, leaf in fields().items():
         if key != "data.set":
-            described.append(f"  --{key:<24} {leaf.metadata['help']} ({leaf.default})")
+            default = "unset" if leaf.default == "" else leaf.default
+            described.append(f"  --{key:<24} {leaf.metadata['help']} ({default})")
     parser.epilog = "config fields:\n" + "\n".join(described)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import pytest
 # A rank of two must not take all cores, and no test may reach for a network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1")
+# Tests in the background may have inherited that interrupts are ignored; what they start would ignore them too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass
