@@ -15,6 +15,8 @@ from shards.errors import BadInput, EnvironmentFault
 from shards.format import DatasetInfo, read_dataset
 
 TAKES_CONFIG = True
+STAGED = "bloodcell-staged"
+"""The only folder that is written to, and removed from, where BLOODCELL_SCRATCH points."""
 SPARE = 1.1
 """Room that is asked for, as a multiple of what is copied."""
 
@@ -44,7 +46,7 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
 
 
 def stage(source: Path, target: Path, config: Config) -> dict[str, Any]:
-    """Copy the shards of the run's splits to TARGET/set, with links to the others, so that the copy is a whole set.
+    """Copy the shards of the run's splits to TARGET/bloodcell-staged, with links to the others: a whole set.
 
     Returns:
         {"target", "shards", "of", "bytes", "why"}; the target is empty where nothing was copied, and "why" says so.
@@ -58,7 +60,7 @@ def stage(source: Path, target: Path, config: Config) -> dict[str, Any]:
         free = shutil.disk_usage(target).free
         if free < size * SPARE:
             return {**counts, "target": "", "why": f"read from {source}: {target} has {free:,} bytes free"}
-        with new_folder(target / "set", durable=False, replace=True) as partial:
+        with new_folder(target / STAGED, durable=False, replace=True) as partial:
             for file in source.iterdir():
                 if file.name in mine:
                     shutil.copyfile(file, partial / file.name)
@@ -67,7 +69,16 @@ def stage(source: Path, target: Path, config: Config) -> dict[str, Any]:
     except (OSError, EnvironmentFault) as error:
         say(f"nothing is staged: {error}")
         return {**counts, "target": "", "why": f"read from {source}: {error}"}
-    return {**counts, "target": str(target / "set"), "why": ""}
+    return {**counts, "target": str(target / STAGED), "why": ""}
+
+
+def staged(info: DatasetInfo) -> Path | None:
+    """Return the copy of this very set on this node, if there is one."""
+    near = os.environ.get("BLOODCELL_SCRATCH")
+    if not near or not (Path(near) / STAGED / "dataset.json").exists():
+        return None
+    copy = Path(near) / STAGED
+    return copy if read_dataset(copy).fingerprint == info.fingerprint else None
 
 
 def needed(info: DatasetInfo, fold: int) -> set[str]:

@@ -137,6 +137,7 @@ def settle(
     from bloodcell.data.shardset import ShardSet
     from bloodcell.engine.resolve import resolve
     from bloodcell.runfolder import RunFolder, check_same, default_path
+    from jobs.stage import staged
 
     wanted = override(base, flags)
     if not wanted.data.set and path is not None and RunFolder(path).exists:
@@ -157,9 +158,7 @@ def settle(
         config = check_same(folder.config(), config, folder.path)
     else:
         config = resolve(wanted, ranks, machine)
-    near = os.environ.get("BLOODCELL_SCRATCH")
-    staged = near is not None and (Path(near) / "set" / "dataset.json").exists()
-    where = Path(near) / "set" if near is not None and staged else Path(config.data.set)
+    where = staged(shards.info) or Path(config.data.set)
     return config, folder, {"config": encode(config), **content}, replace(shards, folder=where)
 
 
