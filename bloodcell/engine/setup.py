@@ -104,6 +104,7 @@ class Job:
         self.stall_seconds = time.perf_counter() - begin
         self.status.values.update(
             step=step,
+            epoch=round(self.plan.epoch(step), 3),
             checkpoint_stall_seconds=round(self.stall_seconds, 4),
             checkpoint_write_seconds=round(self.checkpoints.write_seconds, 4),
         )

@@ -68,6 +68,7 @@ class Watchdog:
         self.longest = 0.0
         self.fed = Fed("starting", 0, time.monotonic(), False)
         self._stop = threading.Event()
+        self._parent = os.getppid()
         self._beat_file = -1
         self._stacks: TextIO | None = None
         self._enabled = False
@@ -117,6 +118,10 @@ class Watchdog:
         last_tick, last_beat = time.monotonic(), 0.0
         while not self._stop.wait(TICK_SECONDS):
             now, fed = time.monotonic(), self.fed
+            if self.ranks.launcher == "torchrun" and os.getppid() != self._parent:
+                # Ranks have sessions of their own: without this they would train on, beside those of the next start.
+                print(f"bloodcell (rank {self.ranks.rank}): the launcher is gone", file=sys.stderr, flush=True)
+                os._exit(EnvironmentFault.code)
             if now - last_tick > 10 * TICK_SECONDS:  # suspended (Ctrl-Z, Slurm's gang scheduling), not stuck
                 fed = self.fed = Fed(fed.phase, fed.step, now, fed.brisk)
             last_tick = now

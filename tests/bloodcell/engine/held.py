@@ -30,7 +30,7 @@ class Gate(nn.Module):
     # While HOLD/train-5-1 exists, the fifth training forward of rank 1 waits; HOLD/die-train-5-1 kills it there.
     def __init__(self):
         super().__init__()
-        self.passes = {"train": 0, "eval": 0}
+        self.passes = {"train": -1, "eval": 0}  # the second pass of the warm-up is the first that counts
 
     def forward(self, x):
         mode = "train" if self.training else "eval"

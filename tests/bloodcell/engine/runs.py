@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from safetensors.numpy import load_file
 
 from tests.conftest import command
@@ -39,7 +38,8 @@ def start(*arguments: object, ranks: int) -> subprocess.Popen[bytes]:
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """End all its processes at once, as the loss of a node does."""
-    os.killpg(process.pid, signal.SIGKILL)
+    for one in (*psutil.Process(process.pid).children(recursive=True), process):
+        one.kill()  # torchrun's ranks have sessions of their own
     process.communicate()
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from bloodcell.data.sampling import sampling_plan
 from bloodcell.data.shardset import ShardSet
 from bloodcell.evaluation.predictions import read_predictions
 from shards.pack import PackOptions, pack
+from tests.bloodcell.engine.runs import kill
 from tests.conftest import bloodcell, command
 
 FAST = (
@@ -80,8 +79,7 @@ def test_killed_and_resumed_with_repeats_ends_bit_identical(whole: Path, uneven:
         if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 3:
             break
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     done = bloodcell(*arguments, ranks=2)
     assert done.code == 0, done.err
     assert status(run)["lineage_proven"] is True

@@ -20,6 +20,13 @@ from bloodcell.ranks import discover, process_group
 from shards.errors import Stop
 
 ranks, folder, what = discover(), Path(sys.argv[1]), sys.argv[2]
+
+
+def say(*words):
+    sys.stdout.write(" ".join(map(str, words)) + "\\n")  # at one go: the other rank writes there too
+    sys.stdout.flush()
+
+
 with process_group(ranks, torch.device("cpu"), 60):
     kept = Checkpoints(folder, 2, ranks.rank, ranks.world)
     common = {"model": {"w": torch.ones(3)}, "optimizer": {"step": 1}}
@@ -39,9 +46,9 @@ with process_group(ranks, torch.device("cpu"), 60):
         found = kept.load()
         state, progress = found
         names = sorted(state["pieces"])
-        print("found", progress["step"], names, [float(state["pieces"][name][0]) for name in names], flush=True)
+        say("found", progress["step"], names, [float(state["pieces"][name][0]) for name in names])
     except Stop as stop:
-        print("stopped", stop.code, stop, flush=True)
+        say("stopped", stop.code, stop)
 """
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from bloodcell.evaluation.predictions import read_predictions
+from tests.bloodcell.engine.runs import kill
 from tests.conftest import bloodcell, command
 
 FAST = (
@@ -151,8 +151,7 @@ def test_killed_and_resumed_ends_bit_identical(
         if lines >= wanted:
             break
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(process)
     done = bloodcell(*arguments, ranks=2)
     assert done.code == 0, done.err
     assert status(run)["lineage_proven"] is True
