@@ -150,7 +150,11 @@ def test_the_mean_of_equal_statistics_is_exact() -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    [("--model.freeze", 99), ("--model.freeze", 5), ("--model.freeze", "none", "--model.name", "small_frozen:stiff")],
+    [
+        ("--model.freeze", 99),
+        pytest.param(("--model.freeze", 5), marks=pytest.mark.slow),
+        pytest.param(("--model.freeze", "none", "--model.name", "small_frozen:stiff"), marks=pytest.mark.slow),
+    ],
 )
 def test_everything_frozen_is_told_before_the_run(
     small_set: Path, net: Path, tmp_path: Path, asked: tuple[object, ...]
@@ -198,7 +202,7 @@ def test_thawed_blocks_are_trained_and_the_others_are_not(gradual: Path, net: Pa
     assert not np.array_equal(averaged, after["3.weight"])
 
 
-@pytest.mark.parametrize("which", ["before", "after"])
+@pytest.mark.parametrize("which", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_a_run_resumes_exactly_across_the_switch(
     small_set: Path, net: Path, gradual: Path, tmp_path: Path, which: str
 ) -> None:
