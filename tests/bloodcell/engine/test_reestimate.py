@@ -20,7 +20,7 @@ from bloodcell.engine.reestimate import _drawn, _images, estimate_statistics
 from bloodcell.engine.setup import make_inference, make_view
 from bloodcell.ranks import discover, process_group
 from bloodcell.runfolder import RunFolder
-from tests.bloodcell.engine.test_training import SMALL_NET
+from tests.bloodcell.engine.runs import SMALL_NET
 from tests.conftest import bloodcell
 
 FLAGS = (

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,50 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from bloodcell.evaluation.predictions import read_predictions
-from tests.bloodcell.engine.runs import kill
+from tests.bloodcell.engine.runs import FAST, kill, records, same, status, weights
 from tests.conftest import bloodcell, command
-
-FAST = (
-    *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 4, "--train.epochs", 3),
-    *("--train.save_every", 2, "--tracking.log_every", 1, "--tracking.wandb", "off", "--optim.lr", 0.002),
-)
-
-
-def weights(run: Path) -> dict[str, np.ndarray]:
-    return dict(load_file(run / "model.safetensors"))
-
-
-def same(a: Path, b: Path) -> bool:
-    ours, theirs = weights(a), weights(b)
-    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
-
-
-def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def status(run: Path) -> dict[str, Any]:
-    return dict(json.loads((run / "status.json").read_text()))
-
-
-SMALL_NET = """
-from torch import nn
-
-def build(classes, dropout=0.2):
-    first = [nn.Conv2d(3, 16, 3, 2, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    second = [nn.Conv2d(16, 32, 3, 2, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
-    last = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(dropout), nn.Linear(128, classes)]
-    return nn.Sequential(*first, *second, *last)
-"""
-
-
-@pytest.fixture(scope="module")
-def small_net(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A small network with BatchNorm and dropout, named as users name theirs: module:function."""
-    folder = tmp_path_factory.mktemp("nets")
-    (folder / "small_net.py").write_text(SMALL_NET)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    return "small_net:build"
 
 
 @pytest.fixture(scope="module")
