@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,23 +147,41 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
         encoded, ids, start, end = fed[:4]
         arguments = {name: fed[4 + place] for place, name in enumerate(names)}
         images = fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed", output_type=types.RGB)
-        images = fn.resize(
-            images, size=[view.size, view.size], roi_start=start, roi_end=end, roi_relative=True, antialias=True
-        )
+        images = resized(images, view, start, end)
         for place, operation in enumerate(view.policy.operations):
             if place != flip:
                 own = {name.split(".", 1)[1]: v for name, v in arguments.items() if name.startswith(f"{place}.")}
                 images = render(images, operation, own, canvas)
-        images = fn.crop_mirror_normalize(
-            images,
-            device=device,
-            dtype=types.FLOAT,
-            output_layout="HWC" if view.channels_last else "CHW",
-            mean=[255 * m for m in view.mean],
-            std=[255 * s for s in view.std],
-        )
+        images = normalised(images, view, device)
         return images, ids
 
+    return built(graph)
+
+
+def resized(images: Any, view: View, start: Any, end: Any) -> Any:
+    """Return the node that scales a window of each image, in shares of its height and width, to the view's size."""
+    from nvidia.dali import fn
+
+    size = [view.size, view.size]
+    return fn.resize(images, size=size, roi_start=start, roi_end=end, roi_relative=True, antialias=True)
+
+
+def normalised(images: Any, view: View, device: str) -> Any:
+    """Return the node that makes float32 input of uint8 images on `device` ("cpu" or "gpu")."""
+    from nvidia.dali import fn, types
+
+    return fn.crop_mirror_normalize(
+        images,
+        device=device,
+        dtype=types.FLOAT,
+        output_layout="HWC" if view.channels_last else "CHW",
+        mean=[255 * m for m in view.mean],
+        std=[255 * s for s in view.std],
+    )
+
+
+def built(graph: Callable[[], Any]) -> Any:
+    """Return the pipeline that a graph defines, ready to run."""
     with warnings.catch_warnings(record=True):  # DALI resets the filters before it warns of its own suite
         pipeline = graph()
         pipeline.build()

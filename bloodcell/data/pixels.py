@@ -1,0 +1,62 @@
+"""Pictures that are decoded already become network input, by the readers' own steps: the pixels of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from bloodcell.data.operations import centre_window
+from bloodcell.data.pipeline import View, built, normalised, resized
+
+
+class Pixels:
+    """Turns lists of pictures into batches of one fixed shape.
+
+    On the CPU the result is what Loader gives for the same image files, bit for bit; a GPU decodes JPEGs to slightly
+    other pixels there.
+
+    Args:
+        view: how images become network input; its policy is not used.
+        batch: pictures in a batch.
+        threads: that scale them.
+        device: where the batches shall be.
+    """
+
+    def __init__(self, view: View, batch: int, threads: int, device: torch.device) -> None:
+        self.view, self.batch = view, batch
+        self._gpu = device.type == "cuda"
+        self._pipeline = self._build(threads, device.index or 0 if self._gpu else None)
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return float32 [batch, 3, size, size] of 1 to `batch` pictures, uint8 [height, width, 3] RGB each.
+
+        Rows behind the last picture repeat it.
+        """
+        shown = [*pictures, *[pictures[-1]] * (self.batch - len(pictures))]
+        shapes = np.array([picture.shape[:2] for picture in shown], dtype=np.int64)
+        window = centre_window(shapes[:, 0], shapes[:, 1]).astype(np.float32)
+        fed = {"pictures": shown, "start": window[:, :2].copy(), "end": window[:, 2:].copy()}
+        for name, values in fed.items():
+            self._pipeline.feed_input(name, values)
+        (images,) = self._pipeline.run()
+        # DALI may use a buffer on a GPU again; one on the CPU is kept alive by its tensor.
+        tensor = from_dlpack(images.as_tensor()).clone() if self._gpu else from_dlpack(images.as_tensor())
+        return tensor.permute(0, 3, 1, 2) if self.view.channels_last else tensor
+
+    def _build(self, threads: int, device_id: int | None) -> Any:
+        from nvidia.dali import fn, pipeline_def
+
+        view, device = self.view, "cpu" if device_id is None else "gpu"
+
+        @pipeline_def(batch_size=self.batch, num_threads=threads, device_id=device_id, prefetch_queue_depth=1)
+        def graph() -> Any:
+            pictures = fn.external_source(name="pictures", layout="HWC")
+            start, end = fn.external_source(name="start"), fn.external_source(name="end")
+            images = pictures if device == "cpu" else pictures.gpu()
+            return normalised(resized(images, view, start, end), view, device)
+
+        return built(graph)
