@@ -92,9 +92,10 @@ class Inputs:
 
 
 class _Lister:
-    """Turns paths into entries and counts what it passes over."""
+    """Turns paths into entries and counts what it passes over; `own`, where the list is written, is not looked into."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Path) -> None:
+        self.own = own.resolve()
         self.passed_over = 0
 
     def named(self, path: Path) -> Iterator[Entry]:
@@ -114,7 +115,10 @@ class _Lister:
 
     def folder(self, root: Path) -> Iterator[Entry]:
         """Yield the files below a folder that are named like images, sorted."""
+        around = self.own.is_relative_to(root.resolve())
         for path, _ in walk(root):
+            if around and path.parent.resolve() == self.own:
+                continue
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 yield _entry(path)
             else:
@@ -165,7 +169,7 @@ def list_inputs(paths: Sequence[Path], lines: Iterable[bytes], target: Path) -> 
         BadInput: a path that does not exist, cannot be read, or a list without images.
         EnvironmentFault: the disk is full or fails.
     """
-    lister, rows = _Lister(), 0
+    lister, rows = _Lister(target.parent), 0
 
     def entries() -> Iterator[Entry]:
         for path in paths:
@@ -182,7 +186,11 @@ def list_inputs(paths: Sequence[Path], lines: Iterable[bytes], target: Path) -> 
     if not rows:
         target.unlink()
         said = f"none of {lister.passed_over:,} files is named like one" if lister.passed_over else "nothing is named"
-        raise BadInput(f"no images: {said}", " ".join(map(str, paths)) or "the list", f"({', '.join(IMAGE_SUFFIXES)})")
+        raise BadInput(
+            f"no images: {said}",
+            " ".join(map(str, paths)) or "the list",
+            f"names end in {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
     return Inputs(target, rows, lister.passed_over)
 
 
