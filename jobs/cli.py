@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "logs": ("jobs.status", "what the ranks of a run printed, the one that failed first"),
     "cancel": ("jobs.status", "end the job of a run"),
     "requeue": ("jobs.status", "queue the job of a run again; it goes on from its checkpoint"),
+    "sync": ("jobs.sync", "send runs that were tracked without a network to W&B"),
     "stage": ("jobs.stage", "copy the shards that a run reads to a disk of this node"),
     "sweep": ("jobs.sweep.cli", "search for good settings of a recipe: random, Hyperband, ASHA, TPE"),
     "reproduce": ("jobs.reproduce.cli", "train the published systems again: one table, published and reproduced"),

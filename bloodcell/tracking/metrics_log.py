@@ -31,12 +31,14 @@ class MetricsLog:
 
     def __init__(self, path: Path, resume_step: int | None, again: str | None = None) -> None:
         self.path = path
-        _cut_back(path, resume_step, again)
+        self._records = _cut_back(path, resume_step, again)
         with disk_errors(path):
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record, which must hold an integer `step`. A value that is not finite is written as null.
+    def write(self, record: dict[str, Any]) -> int:
+        """Append one record, which must hold an integer `step`; return how many stand before it.
+
+        A value that is not finite is written as null.
 
         Raises:
             EnvironmentFault: the disk is full or fails; the half that was written is taken back.
@@ -54,6 +56,8 @@ class MetricsLog:
             except OSError:
                 os.ftruncate(self._file, begin)
                 raise
+        self._records += 1
+        return self._records - 1
 
     def sync(self) -> None:
         """Make all records durable.
@@ -104,10 +108,10 @@ def json_value(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _cut_back(path: Path, resume_step: int | None, again: str | None) -> None:
-    """Rewrite `path` without the torn last line and without records after `resume_step`, if there are any."""
+def _cut_back(path: Path, resume_step: int | None, again: str | None) -> int:
+    """Rewrite `path` without the torn last line and without records after `resume_step`; return how many remain."""
     if not path.exists():
-        return
+        return 0
     content = path.read_bytes()
     kept, unreadable = [], 0
     for line in _complete_lines(content):
@@ -123,6 +127,7 @@ def _cut_back(path: Path, resume_step: int | None, again: str | None) -> None:
     if remaining != content:
         with open_atomic(path) as file:
             file.write(remaining)
+    return len(kept)
 
 
 def _complete_lines(content: bytes) -> list[bytes]:

@@ -41,7 +41,7 @@ class TensorBoardView(View):
         listing = json.dumps(config, indent=1, ensure_ascii=False, default=str)
         self._writer.add_text("config", "\n".join(f"    {line}" for line in listing.splitlines()), self._last_step)
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: dict[str, Any], number: int) -> None:
         self._last_step = record["step"]
         for name, value in record.items():
             number = plain_number(value)

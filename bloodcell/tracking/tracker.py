@@ -42,8 +42,8 @@ class Tracker:
         if self._log is None:
             return
         record = {"step": step, "epoch": epoch, "time": round(time.time(), 3), **metrics}
-        self._log.write(record)
-        self._show(lambda view: view.log(record))
+        number = self._log.write(record)
+        self._show(lambda view: view.log(record, number))
 
     def confusion(self, split: str, step: int, classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> None:
         """Show a confusion matrix of counts in the views, up to 100 classes.

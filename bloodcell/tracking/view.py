@@ -15,8 +15,11 @@ class View:
 
     name = "view"
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Show one record: `step` (int), `epoch` (float), `time` (seconds since 1970) and metrics by name."""
+    def log(self, record: dict[str, Any], number: int) -> None:
+        """Show one record: `step` (int), `epoch` (float), `time` (seconds since 1970) and metrics by name.
+
+        `number` is its place in metrics.jsonl, from 0; a run that is resumed measures some places again.
+        """
 
     def confusion(self, split: str, step: int, classes: Sequence[str], matrix: list[list[int]]) -> None:
         """Show a confusion matrix of counts; rows are the true classes, columns the predicted ones."""

@@ -1,8 +1,10 @@
 """Weights & Biases as a view of the metrics: the real client, online or offline, one run id over all restarts.
 
-Measured facts that shape this file (client 0.31): the step that W&B counts starts again after an offline resume, so
-the step is logged as a metric of its own; without time limits the client waits 90 s for a server and for ever at the
-end; its usage reports ask for an outside host even offline, and hold up the exit by 18 s where that host is silent.
+Measured facts that shape this file (client 0.31): W&B counts the records that it is sent, and leaves out one whose
+number it has passed, so each carries its place in metrics.jsonl: what a resumed run measures again, or `bloodcell sync`
+sends again, is there once. The training step is a metric of its own. Without time limits the client waits 90 s for a
+server and for ever at the end; its usage reports ask for an outside host even offline, and hold up the exit by 18 s
+where that host is silent.
 """
 
 from __future__ import annotations
@@ -56,11 +58,11 @@ def check_wandb(mode: Mode) -> None:
     """Raise BadInput if `mode` is an explicit "online" and there is no usable API key. Asks no server."""
     if mode != "online":
         return
-    wandb = _client()
+    wandb = client()
     try:
         problem = _key_problem(wandb)
     finally:
-        _end_client(wandb)
+        end_client(wandb)
     if problem:
         raise BadInput(f"W&B cannot be used online: {problem}", "tracking.wandb", KEY_FIX)
 
@@ -76,7 +78,7 @@ def open_wandb(run: Path, config: dict[str, Any], mode: Mode, filed: WandbRun) -
     for variable in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):  # else the home folder, small or read-only on many clusters
         os.environ.setdefault(variable, str(run.resolve() / "wandb" / "client"))
     try:
-        wandb = _client()
+        wandb = client()
         chosen, reason = _choose(wandb, mode)
         if chosen == "off":
             say(f"tracking: no W&B ({reason})")
@@ -90,7 +92,7 @@ def open_wandb(run: Path, config: dict[str, Any], mode: Mode, filed: WandbRun) -
         warn(f"tracking: no W&B ({one_line(error)}); metrics.jsonl has everything")
         return None
     if chosen == "offline":
-        say(f"tracking: W&B offline ({reason}); to send it: wandb sync {run}/wandb/offline-run-*")
+        say(f"tracking: W&B offline ({reason}); to send it: bloodcell sync {run}")
     return view
 
 
@@ -115,16 +117,19 @@ class WandbView(View):
         config: the configuration of the run.
         mode: "online" or "offline".
         filed: how the run is filed, and the time limits.
+        folder: where the client writes if not in the run folder.
     """
 
     name = "W&B"
 
-    def __init__(self, wandb: Any, run: Path, config: dict[str, Any], mode: str, filed: WandbRun) -> None:
+    def __init__(
+        self, wandb: Any, run: Path, config: dict[str, Any], mode: str, filed: WandbRun, folder: Path | None = None
+    ) -> None:
         self._wandb, self._finish_timeout, self._folder = wandb, filed.finish_timeout, run / "wandb"
         identity = run_id(run)
         wandb.setup(settings=_settings(wandb, silent=True, mode=mode))
         self._run = wandb.init(
-            dir=str(run),
+            dir=str(folder or run),
             id=identity,
             resume="allow",
             mode=mode,
@@ -136,6 +141,7 @@ class WandbView(View):
             config=config,
             settings=_settings(wandb, **_quiet(filed)),
         )
+        self._number = 0
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -144,49 +150,61 @@ class WandbView(View):
         """The page of the run; empty offline."""
         return self._run.url or ""
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: dict[str, Any], number: int) -> None:
+        self._number = number
         values = {name: plain_number(value) for name, value in record.items() if name != "time" and value is not None}
-        self._run.log(values)
+        self._run.log(values, step=number)
 
     def confusion(self, split: str, step: int, classes: Sequence[str], matrix: list[list[int]]) -> None:
         # A picture, not a W&B table: a table asks the server while the training waits (19 s where it does not answer).
         picture = self._wandb.Image(draw_confusion(classes, matrix))
-        self._run.log({f"{split}/confusion": picture, "step": step})
+        self._run.log({f"{split}/confusion": picture, "step": step}, step=self._number)
 
     def summary(self, values: dict[str, Any]) -> None:
         self._run.summary.update({name: plain_number(value) for name, value in values.items()})
+
+    def save(self, path: Path) -> None:
+        """Keep a file of the run folder beside the run."""
+        self._run.save(str(path), base_path=str(path.parent), policy="now")
 
     def close(self, outcome: str) -> None:
         self._run.summary["outcome"] = outcome
         if outcome == "preempted":
             self._run.mark_preempting()
+        if not self.finish(0 if outcome == "done" else 1):
+            warn(
+                f"tracking: W&B did not take everything in {self._finish_timeout:g} s;"
+                f" to send the rest: bloodcell sync {self._folder.parent}"
+            )
+
+    def finish(self, exit_code: int) -> bool:
+        """End the session; return whether everything was sent in time."""
         begin = time.monotonic()
-        self._run.finish(exit_code=0 if outcome == "done" else 1)
-        if time.monotonic() - begin >= self._finish_timeout:
-            warn(f"tracking: W&B did not take everything in {self._finish_timeout:g} s; the rest is in {self._folder}")
+        self._run.finish(exit_code=exit_code)
         self.abandon()
+        return time.monotonic() - begin < self._finish_timeout
 
     def abandon(self) -> None:
-        _end_client(self._wandb)
+        end_client(self._wandb)
 
 
 def _open_online(wandb: Any, run: Path, config: dict[str, Any], filed: WandbRun, *, explicit: bool) -> WandbView | None:
     try:
         view = WandbView(wandb, run, config, "online", filed)
     except Exception as error:  # whatever keeps the client from its server, the run goes on offline
-        _end_client(wandb)  # the client refuses to open the same id again before
-        if explicit and _is_refusal(wandb, error):
+        end_client(wandb)  # the client refuses to open the same id again before
+        if explicit and is_refusal(wandb, error):
             raise BadInput("the W&B server refuses the API key", "tracking.wandb", KEY_FIX) from None
         warn(
             f"tracking: W&B could not be reached ({one_line(error)}); this run is logged offline,"
-            f" to send it: wandb sync {run}/wandb/offline-run-*"
+            f" to send it: bloodcell sync {run}"
         )
         return None
     say(f"tracking: W&B online at {view.url}")
     return view
 
 
-def _client() -> Any:
+def client() -> Any:
     """Import the client, without its usage reports."""
     os.environ["WANDB_ERROR_REPORTING"] = "false"
     import wandb
@@ -241,11 +259,11 @@ def _quiet(filed: WandbRun) -> dict[str, Any]:
     }
 
 
-def _end_client(wandb: Any) -> None:
+def end_client(wandb: Any) -> None:
     """End the client's process. A client that is broken may raise, or even ask for the end of this process."""
     with contextlib.suppress(Exception, SystemExit):
         wandb.teardown(exit_code=0)
 
 
-def _is_refusal(wandb: Any, error: Exception) -> bool:
+def is_refusal(wandb: Any, error: Exception) -> bool:
     return isinstance(error, wandb.errors.AuthenticationError) or bool(re.search(r"\b40[13]\b", str(error)))

@@ -190,7 +190,7 @@ class Unreliable(View):
     def __init__(self) -> None:
         self.heard: list[int] = []
 
-    def log(self, record: dict[str, Any]) -> None:
+    def log(self, record: dict[str, Any], number: int) -> None:
         self.heard.append(record["step"])
         if record["step"] == 2:
             raise OSError(f"gone, and the key was {KEY}\nmore")

@@ -1,0 +1,162 @@
+"""A server on loopback that speaks as much of the W&B protocol as the real client needs, and keeps what it is sent."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+KEY = "canary" + "0" * 40
+
+
+@dataclass
+class Kept:
+    """One run on the server: its history, a line for each record, its summary, config and files."""
+
+    about: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
+
+
+class Server:
+    """Answers until it is closed; after `breaks_after` lines of history it keeps no more and answers nobody."""
+
+    def __init__(self, breaks_after: int | None = None) -> None:
+        self.runs: dict[str, Kept] = {}
+        self.breaks_after = breaks_after
+        self.asked: list[str] = []
+        """Names of queries that it could not answer."""
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._http.daemon_threads = True
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self._http.server_address[1]}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment that leads a client here."""
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+
+    @property
+    def broken(self) -> bool:
+        """Whether it answers nobody any more."""
+        lines = sum(len(kept.history) for kept in self.runs.values())
+        return self.breaks_after is not None and lines >= self.breaks_after
+
+    def stream(self, run: str, sent: dict[str, Any]) -> None:
+        """Take lines of history, a summary, or the end of a run."""
+        kept = self.runs[run]
+        for name, part in sent.get("files", {}).items():
+            lines = [json.loads(line) for line in part["content"] if name.endswith((".json", ".jsonl"))]
+            if name == "wandb-history.jsonl":
+                kept.history[part["offset"] :] = lines
+                if self.breaks_after is not None:
+                    del kept.history[self.breaks_after :]
+            elif name == "wandb-summary.json":
+                kept.summary = lines[-1]
+        if sent.get("complete"):
+            kept.ends.append(sent["exitcode"])
+
+    def answer(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the data of a GraphQL answer."""
+        if name == "Viewer":
+            return {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}", "teams": {"edges": []}}}
+        if name == "ServerFeaturesQuery":
+            return {"serverInfo": {"features": []}}
+        if name == "OrganizationCoreWeaveOrganizationID":
+            return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+        if name == "RunResumeStatus":
+            return {"model": self._resume(given["name"])}
+        if name == "UpsertBucket":
+            kept = self.runs.setdefault(given["name"], Kept())
+            kept.about |= {key: value for key, value in given.items() if value is not None}
+            project = {"id": "p", "name": given.get("project"), "entity": {"id": "e", "name": "me"}}
+            bucket = {"id": "b", "name": given["name"], "displayName": given["name"], "description": "", "config": "{}"}
+            bucket |= {"sweepName": None, "project": project, "historyLineCount": len(kept.history)}
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if name == "CreateRunFiles":
+            files = [{"name": file, "uploadUrl": f"{self.url}/{given['run']}/{file}"} for file in given["files"]]
+            return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        self.asked.append(name)
+        return {}
+
+    def _resume(self, run: str) -> dict[str, Any] | None:
+        if run not in self.runs:
+            return None
+        kept = self.runs[run]
+        tail = json.dumps([json.dumps(line) for line in kept.history[-1:]])
+        bucket = {
+            "id": "b",
+            "name": run,
+            "displayName": run,
+            "summaryMetrics": json.dumps(kept.summary),
+            "historyLineCount": len(kept.history),
+            "historyTail": tail,
+            "eventsLineCount": 0,
+            "eventsTail": "[]",
+            "logLineCount": 0,
+            "config": "{}",
+            "tags": [],
+            "wandbConfig": json.dumps({"t": 1}),
+        }
+        return {"id": "p", "name": "p", "entity": {"id": "e", "name": "me"}, "bucket": bucket}
+
+    def _handler(server) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - the handler below has a self of its own
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def body(self) -> bytes:
+                data = self.rfile.read(int(self.headers.get("content-length") or 0))
+                return gzip.decompress(data) if self.headers.get("content-encoding") == "gzip" else data
+
+            def send(self, value: Any) -> None:
+                data = json.dumps(value).encode()
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self) -> None:
+                self.send({})
+
+            def do_PUT(self) -> None:
+                _, run, file = self.path.split("/", 2)
+                server.runs[run].files[file] = self.body()
+                self.send({})
+
+            def do_POST(self) -> None:
+                data = self.body()
+                if not server.broken and self.path.endswith("/file_stream"):
+                    server.stream(self.path.split("/")[-2], json.loads(data))
+                if server.broken:
+                    self.close_connection = True
+                elif self.path.endswith("/file_stream"):
+                    self.send({"exitcode": None, "limits": {}})
+                elif self.path == "/graphql":
+                    query = json.loads(data)
+                    found = query.get("operationName") or re.findall(r"(?:query|mutation)\s+(\w+)", query["query"])[0]
+                    self.send({"data": server.answer(found, query.get("variables") or {})})
+                else:
+                    self.send({})
+
+        return Handler
