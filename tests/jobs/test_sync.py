@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def killed_twice(small_set: Path, net: None, tmp_path_factory: pytest.TempPathFa
     for until in (3, 7):
         process = start(*words, ranks=0)
         while process.poll() is None and not any(r["step"] >= until for r in records(run)):
-            pass
+            time.sleep(0.05)
         kill(process)
     halfway = Path(shutil.copytree(run, run.with_name("halfway"), symlinks=True))
     done = bloodcell(*words)
@@ -57,7 +58,7 @@ def killed_twice(small_set: Path, net: None, tmp_path_factory: pytest.TempPathFa
 
 
 def shown(rows: list[dict[str, Any]], passing: set[str]) -> list[dict[str, Any]]:
-    """Return records without what differs from run to run, what W&B adds, pictures, and nulls, which it does not keep."""
+    """Return records without what differs from run to run, what W&B adds, and what it does not keep."""
     mine = [{k: v for k, v in row.items() if not k.startswith("_") and k not in passing} for row in rows]
     return [{k: v for k, v in row.items() if v is not None and not isinstance(v, dict)} for row in mine]
 
