@@ -27,9 +27,7 @@ def export(run: Path, kind: str, output: Path, *more: object) -> dict[str, Any]:
     return verb("export", run, "--format", kind, "--output", output, *more)
 
 
-def test_an_onnx_graph_takes_any_pictures_and_says_what_the_run_says(
-    one: Path, small_set: Path, tmp_path: Path
-) -> None:
+def test_an_onnx_graph_takes_any_pictures_and_agrees(one: Path, small_set: Path, tmp_path: Path) -> None:
     import onnxruntime
 
     found = export(one, "onnx", tmp_path / "cells.onnx")
@@ -52,7 +50,7 @@ def test_a_program_and_weights_are_the_run_too(one: Path, tmp_path: Path) -> Non
     program = export(one, "torch-export", tmp_path / "cells.pt2")
     assert program["check"]["difference"] <= 1e-4
     weights = export(one, "safetensors", tmp_path / "cells.safetensors")
-    assert weights["check"]["difference"] == 0
+    assert weights["check"]["difference"] < 1e-6
     assert (tmp_path / "cells.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()
 
 
@@ -86,7 +84,7 @@ def test_torchvision_takes_the_weights_of_its_architecture(tmp_path: Path) -> No
     from bloodcell.models.weights import save_weights
 
     torch.manual_seed(0)
-    ours = zoo.build("mobilenet_v2", 4, None, False, "default", 64).eval()
+    ours = zoo.build("mobilenet_v2", 4, channels_last=False).eval()
     save_weights(ours.state_dict(), tmp_path / "model.safetensors", {})
     theirs = mobilenet_v2(num_classes=4).eval()
     theirs.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
