@@ -1,0 +1,123 @@
+"""From what was told to the page: which nodes spoke, what each finding is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.doctor import data, decode, findings, folders, network, queue, steps, versions
+from jobs.doctor.findings import Finding, bad, good, listed, unknown
+from jobs.doctor.gather import Told, blamed
+from jobs.doctor.words import last_line
+from jobs.slurm.description import JobDescription
+
+Node = dict[str, Any]
+
+
+def settle(
+    told: Told, job: JobDescription, slurm: dict[str, Any] | None, device: str, world: int, needed: int
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the JSON value and the page.
+
+    Args:
+        told: what came back.
+        job: what a run would ask for.
+        slurm: what Slurm says; None without one.
+        device: "cuda" or "cpu".
+        world: how many ranks were started.
+        needed: bytes of the shard set, 0 if none is named.
+    """
+    early = _sorted(told, "versions")
+    nodes = [{**one, **told.heard["node", one["number"]]} for one in early if ("node", one["number"]) in told.heard]
+    found = [_answers(told, job, early, nodes)]
+    if early:
+        found.append(versions.judge_packages(early))
+        found += [versions.judge_driver(early, device), versions.judge_cuda(early, device)]
+    if nodes:
+        found += _of_nodes(told, nodes, device, needed)
+    found += _of_ranks(told, job, slurm, nodes, world)
+    names = [one["node"] for one in early]
+    where = f"{len(names)} nodes ({listed(names)})" if job.nodes > 1 or slurm else f"this machine ({listed(names)})"
+    title = f"doctor: {where}, {world} processes" + (f", job {told.job}" if told.job else "")
+    value = {"nodes": names, "ranks": world, "job": told.job or None, **findings.as_json(found)}
+    return value, findings.page(title, found)
+
+
+def _sorted(told: Told, kind: str) -> list[Node]:
+    return [value for (what, _), value in sorted(told.heard.items()) if what == kind]
+
+
+def _answers(told: Told, job: JobDescription, early: list[Node], nodes: list[Node]) -> Finding:
+    name = "every node answers"
+    if not told.log and not nodes:
+        what = f"job {told.job} ended ({told.state}) and left no log here"
+        fix = "the first node has another folder under this path: choose --run on a disk that all share"
+        return bad(name, what, f"{fix}; or see `scontrol show job {told.job}`")
+    heard = {one["number"] for one in nodes}
+    problems = []
+    for number in range(job.nodes):
+        if number not in heard:
+            known = next((one["node"] for one in early if one["number"] == number), f"node {number} of the job")
+            problems.append(f"{known} broke off: {last_line(told.log, number) or told.state or 'no word'}")
+    if problems:
+        return bad(
+            name, listed(problems), "see its log; is Python there, and the program's environment (cluster file)?"
+        )
+    return good(name, f"{len(nodes)} of {job.nodes}")
+
+
+def _of_nodes(told: Told, nodes: list[Node], device: str, needed: int) -> list[Finding]:
+    saved = [one for (kind, _), one in told.heard.items() if kind == "steps"]
+    checkpoints = max(((one["keep"] + 2) * one["bytes"] for one in saved), default=0)
+    return [
+        folders.judge_shared(nodes, told.tokens) if told.job else unknown("run folder is shared", "there is one node"),
+        folders.judge_renames(nodes),
+        *folders.judge_room(nodes, checkpoints, device),
+        folders.judge_scratch(nodes, needed),
+        *data.judge(nodes),
+        decode.judge(nodes, device),
+        _tracking(nodes),
+    ]
+
+
+def _tracking(nodes: list[Node]) -> Finding:
+    """W&B's mode as the nodes would have it; whether there is a key, never the key."""
+    name = "Weights & Biases"
+    problems = [f"{node['node']}: {said}" for node in nodes if (said := node["wandb"].get("problem"))]
+    if problems:
+        return bad(name, listed(problems), "export WANDB_API_KEY in your shell, or --tracking.wandb auto")
+    modes = {node["wandb"]["mode"] for node in nodes}
+    said = " and ".join(sorted({f"{node['wandb']['mode']} ({node['wandb']['why']})" for node in nodes}))
+    if len(modes) > 1:
+        return bad(name, said, "export WANDB_API_KEY or WANDB_MODE in your shell: it reaches every node")
+    return good(name, said)
+
+
+def _of_ranks(
+    told: Told, job: JobDescription, slurm: dict[str, Any] | None, nodes: list[Node], world: int
+) -> list[Finding]:
+    seen = told.heard.get(("network", 0))
+    tried = {who: one for (kind, who), one in told.heard.items() if kind == "steps"}
+    faults = sorted((who, one) for (kind, who), one in told.heard.items() if kind == "fault")
+    found = network.judge(seen) if seen else []
+    if faults or not seen or (tried and len(tried) < world):
+        who, fault = faults[0] if faults else (-1, {"stage": "ranks meet", "what": blamed(told.log), "fix": ""})
+        rank = f"rank {who}: " if who >= 0 else ""
+        found.append(
+            bad(fault["stage"], f"{rank}{fault['what']}", fault["fix"] or "see the log, and the red lines above")
+        )
+        if not tried:
+            found.append(unknown("memory", "the dry steps were not done"))
+    if tried or not faults:
+        limits = {node["node"]: _memory(job, node, bool(slurm)) for node in nodes}
+        found += steps.judge(tried, seen["hosts"], limits) if seen else []
+    if slurm is None:
+        return [*found, unknown("Slurm", "no --cluster is named")]
+    whole = len(tried) == world
+    step = max(one["step"] for one in tried.values()) if whole else None
+    save = max(one["save"] for one in tried.values()) if whole else None
+    return [*found, *queue.judge(job, slurm, step, save)]
+
+
+def _memory(job: JobDescription, node: Node, asked: bool) -> int:
+    """Return the bytes that a run may use on a node: what the job asks for, and no more than there is."""
+    return min(node["memory"], round(job.memory_gb * 2**30)) if asked and job.memory_gb else int(node["memory"])
