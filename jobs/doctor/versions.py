@@ -28,7 +28,10 @@ Node = dict[str, Any]
 
 def look() -> dict[str, Any]:
     """Return {python, executable, packages: {name: version}, missing: modules, gpus, driver, torch_cuda, ...}."""
-    packages = {str(one.metadata["Name"]).lower(): str(one.version) for one in metadata.distributions()}
+    named = [(one.metadata["Name"], one) for one in metadata.distributions()]
+    packages = {
+        name.lower(): one.version for name, one in named if name
+    }  # a folder emptied by a failed install has none
     return {
         "python": platform.python_version(),
         "executable": sys.executable,
