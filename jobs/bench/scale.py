@@ -21,9 +21,11 @@ from jobs.bench.scaling import (
     gpu,
     large_batch_rate,
     run_seconds,
+    save_seconds,
     state_bytes,
     step,
     throughput,
+    validation_seconds,
     worth,
     zoo_rate,
 )
@@ -82,6 +84,7 @@ def run_arguments(args: argparse.Namespace) -> Result:
         rate, estimated = zoo_rate(model, args.size, args.gpu)
         work = Work(rate, _parameters(model), args.gpu, args.node_input, args.network)
         rows += _speeds(f"{model} (rate estimated)" if estimated else model, work, args.gpus, args.batch)
+        rows += _parts(model, work, max(args.gpus), args.batch)
         rows += _worth(model, work, args, images) if images else []
         rows += _memory(model, work)
     rows += _requests(images, rows[: len(args.gpus)], args.gpus)
@@ -131,6 +134,19 @@ def _speeds(model: str, work: Work, gpus: list[int], batch: int) -> Iterator[Row
         yield Row(name, found, "images/s", baseline=f"{count} times one GPU", ratio=found / count / one)
 
 
+def _parts(model: str, work: Work, count: int, batch: int) -> list[Row]:
+    """Where the time of a step goes on the largest number of GPUs."""
+    found = step(work, count, batch)
+    named = (
+        ("compute", found.compute),
+        ("fixed", found.fixed),
+        ("all-reduce that nothing hides", found.exchange),
+        ("waiting for the slowest", found.spread),
+        ("waiting for images", found.input_wait),
+    )
+    return [Row(f"{model}, a step on {count}: {name}", 1e3 * seconds, "ms") for name, seconds in named]
+
+
 def _worth(model: str, work: Work, args: argparse.Namespace, images: Images) -> Iterator[Row]:
     """How many GPUs the training is worth, and how long it takes on one and on these."""
     batch = args.global_batch or min(LARGEST, 2 ** max(5, math.floor(math.log2(max(images.training / UPDATES, 1)))))
@@ -140,6 +156,8 @@ def _worth(model: str, work: Work, args: argparse.Namespace, images: Images) -> 
     about = f"{model}, {images.training:,} images, {args.epochs} epochs, batch {batch}"
     yield Row(f"{about}: worth", count, "GPUs")
     yield Row(f"{about}: on one GPU", one / 60, "min")
+    yield Row("... each validation", 1e3 * validation_seconds(work, 1, run.validation), "ms")
+    yield Row("... each checkpoint, as training waits for it", 1e3 * save_seconds(work), "ms")
     for few in sorted({count, min(count * 2, 512)} - {1}):
         took = run_seconds(work, few, run)
         yield Row(f"{about}: on {few}", took / 60, "min", baseline="one GPU", ratio=took / one)

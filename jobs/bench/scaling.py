@@ -6,7 +6,7 @@ A step of N GPUs that each take b images lasts
 
 An all-reduce of S bytes takes 2 (n - 1) / n * S / bandwidth inside a node (NVIDIA/nccl-tests, doc/PERFORMANCE.md), the
 same between nodes, and a latency that grows with log2 N; it hides behind the backward pass but for the last bucket
-(Li et al., PyTorch Distributed, VLDB 2020). scale.toml holds the constants, where they come from, and published figures.
+(Li et al., PyTorch Distributed, VLDB 2020). scale.toml holds the constants, their sources, and published figures.
 """
 
 from __future__ import annotations
@@ -149,12 +149,19 @@ class Run:
 
 def run_seconds(work: Work, gpus: int, run: Run) -> float:
     """Return the seconds of a run, with one global batch on any number of GPUs: start, steps, validations, saves."""
-    known = constants()["step"]
-    steps = max(1, run.images // run.batch)
-    training = steps * step(work, gpus, run.batch / gpus).seconds
-    validating = run.validation / (3 * work.rate * gpus) + known["validation_s"]
-    saving = state_bytes(work.parameters, 0, 1) / (known["copy_gb_s"] * 1e9)
-    return known["start_s"] + run.epochs * (training + validating + saving)
+    training = max(1, run.images // run.batch) * step(work, gpus, run.batch / gpus).seconds
+    epoch = training + validation_seconds(work, gpus, run.validation) + save_seconds(work)
+    return float(constants()["step"]["start_s"]) + run.epochs * epoch
+
+
+def validation_seconds(work: Work, gpus: int, images: int) -> float:
+    """Return the seconds of a validation: a forward pass is a third of a training step, and ranks meet at its end."""
+    return images / (3 * work.rate * gpus) + float(constants()["step"]["validation_s"])
+
+
+def save_seconds(work: Work) -> float:
+    """Return how long training waits for a checkpoint: until it is copied to host memory; a thread writes it."""
+    return state_bytes(work.parameters, 0, 1) / (float(constants()["step"]["copy_gb_s"]) * 1e9)
 
 
 def worth(work: Work, run: Run, gain: float) -> int:
