@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bloodcell.config import Config, override, parse_flags
-from shards.errors import BadInput, EnvironmentFault
+from shards.errors import BadInput, EnvironmentFault, Stop
 
 if TYPE_CHECKING:
     from jobs.doctor.gather import Told
@@ -24,7 +24,8 @@ Without --cluster it looks at this machine; with it, a short job looks at the no
 partition, GPUs and processes as `submit` would ask for. With --data it reads the set, with RECIPE it does two steps
 of it and one save. Exit code 0: all green; 1: something is red; 2: bad input.
 
---json: {nodes, ranks, job, checks: [{name, state: green | red | not checked, what, fix}], red, exit}"""
+--json: {nodes, ranks, job, checks: [{name, state: green | red | not checked, what, fix}], red, exit,
+facts: {nodes: {name: …}, network, steps: {rank: …}}}"""
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -169,7 +170,11 @@ def _on_cluster(
 ) -> tuple[dict[str, Any], list[str]]:
     from jobs.doctor import gather, page, queue
 
-    told: Told = gather.on_cluster(job, _words(parsed, folder, secret, device), folder, secret)
+    try:
+        told: Told = gather.on_cluster(job, _words(parsed, folder, secret, device), folder, secret)
+    except Stop:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     value, lines = page.settle(told, job, queue.look(job, told.job), device, job.world, _needs(parsed))
     if value["exit"]:
         lines.append(f"log: {folder / 'job.out'}")

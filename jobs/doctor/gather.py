@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Sequence
@@ -24,16 +25,19 @@ from shards.errors import EnvironmentFault
 MINUTES = 15
 """Limit of the doctor's own job."""
 END = "@doctor-end"
+RANKS = "@doctor-ranks"
+"""Stands in the log between what nodes and what ranks say: tasks are numbered from 0 in both."""
 LATE = 15.0
 """Seconds that the log of a job that is over may take to be seen here."""
 
 
 @dataclass
 class Told:
-    """What came back: words, the log, the job's number, and the nodes whose tokens are seen here."""
+    """What came back: words, both logs, the job's number, its last state, and the nodes whose tokens are seen here."""
 
     heard: words.Heard = field(default_factory=dict)
     log: str = ""
+    ranks_log: str = ""
     job: str = ""
     state: str = ""
     tokens: set[str] = field(default_factory=set)
@@ -48,7 +52,7 @@ def script(job: JobDescription, arguments: Sequence[str], folder: Path) -> str:
     short = replace(job, name="bloodcell-doctor", minutes=min(job.minutes, MINUTES), array=0)
     options = {**directives(short), "output": str(folder / "job.out")}
     options.pop("signal")
-    asked = [f"#SBATCH --{name}" + (f"={value}" if value else "") for name, value in options.items()]
+    asked = [f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "") for name, value in options.items()]
     cpus = '--cpus-per-task="$SRUN_CPUS_PER_TASK"'
     each = f'srun --label --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" {cpus}'
     ranks = f"srun --label --kill-on-bad-exit=1 {cpus}"
@@ -56,7 +60,6 @@ def script(job: JobDescription, arguments: Sequence[str], folder: Path) -> str:
         f'{start} "${{SRUN[@]}}" "${{BLOODCELL[@]}}" doctor --probe {what} "$@"'
         for start, what in ((each, "nodes"), (ranks, "ranks"))
     ]
-    # Between the two stands a line that separates their logs: tasks are numbered from 0 in both.
     return "\n".join(
         [
             "#!/bin/bash",
@@ -66,7 +69,7 @@ def script(job: JobDescription, arguments: Sequence[str], folder: Path) -> str:
             "",
             *before,
             steps[0],
-            "echo",
+            f"echo {RANKS}",
             steps[1],
             f"echo {END}",
             "",
@@ -96,7 +99,8 @@ def on_cluster(job: JobDescription, arguments: Sequence[str], folder: Path, secr
     log = _log(folder / "job.out")
     numbers = {str(node) for node in range(job.nodes)}
     seen = {node for node in numbers if folders.sees(folder, node, secret)}
-    return Told(words.heard(log), log, number, state, seen)
+    of_nodes, _, of_ranks = log.partition(RANKS)
+    return Told(words.heard(log), of_nodes, of_ranks, number, state, seen)
 
 
 def _log(file: Path) -> str:
@@ -119,7 +123,7 @@ def here(ranks: int, arguments: Sequence[str]) -> Told:
     done = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, check=False
     )
-    return Told(words.heard(done.stdout), done.stdout)
+    return Told(words.heard(done.stdout), done.stdout, done.stdout)
 
 
 def blamed(log: str) -> str:

@@ -38,8 +38,19 @@ def settle(
     names = [one["node"] for one in early]
     where = f"{len(names)} nodes ({listed(names)})" if job.nodes > 1 or slurm else f"this machine ({listed(names)})"
     title = f"doctor: {where}, {world} processes" + (f", job {told.job}" if told.job else "")
-    value = {"nodes": names, "ranks": world, "job": told.job or None, **findings.as_json(found)}
+    value = {"nodes": names, "ranks": world, "job": told.job or None, "facts": _facts(told, nodes)}
+    value |= findings.as_json(found)
     return value, findings.page(title, found)
+
+
+def _facts(told: Told, nodes: list[Node]) -> dict[str, Any]:
+    """Return what was measured, for scripts: of each node, of the network, of each rank's dry steps."""
+    measured = ("folders", "data", "decode", "wandb", "memory")
+    return {
+        "nodes": {node["node"]: {name: node[name] for name in measured} for node in nodes},
+        "network": told.heard.get(("network", 0)),
+        "steps": {str(rank): one for (kind, rank), one in sorted(told.heard.items()) if kind == "steps"},
+    }
 
 
 def _sorted(told: Told, kind: str) -> list[Node]:
@@ -100,7 +111,11 @@ def _of_ranks(
     faults = sorted((who, one) for (kind, who), one in told.heard.items() if kind == "fault")
     found = network.judge(seen) if seen else []
     if faults or not seen or (tried and len(tried) < world):
-        who, fault = faults[0] if faults else (-1, {"stage": "ranks meet", "what": blamed(told.log), "fix": ""})
+        who, fault = (
+            faults[0]
+            if faults
+            else (-1, {"stage": "dry steps" if seen else "ranks meet", "what": blamed(told.ranks_log), "fix": ""})
+        )
         rank = f"rank {who}: " if who >= 0 else ""
         found.append(
             bad(fault["stage"], f"{rank}{fault['what']}", fault["fix"] or "see the log, and the red lines above")

@@ -57,6 +57,6 @@ def heard(log: str) -> Heard:
 
 def last_line(log: str, who: int) -> str:
     """Return the last line that is no word of ours of a process (`srun --label` writes its number before each)."""
-    own = [line.partition(":")[2].strip() for line in log.splitlines() if re.match(rf"\s*{who}: ", line)]
+    own = [line.partition(":")[2].strip() for line in log.splitlines() if re.match(rf"\s*0*{who}: ", line)]
     said = [line for line in own if line and MARK not in line]
     return said[-1][:300] if said else ""

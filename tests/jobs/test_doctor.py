@@ -18,7 +18,8 @@ from jobs.slurm.description import JobDescription
 from shards.errors import BadInput
 from tests.conftest import bloodcell
 
-FLAGS = ("--data.size", 32, "--data.micro_batch", 8, "--engine.threads", 1, "--tracking.wandb", "offline")
+FLAGS = ("--data.size", 32, "--data.micro_batch", 8, "--engine.threads", 1, "--tracking.wandb", "auto")
+CANARY = "canary0123456789canary0123456789canary01"
 HEALTHY = {
     "python": "3.12.1",
     "executable": "/env/bin/python",
@@ -38,7 +39,9 @@ def node(number: int, **other: Any) -> dict[str, Any]:
     return {"node": f"n{number + 1}", "number": number, "versions": {**HEALTHY, **other}}
 
 
-def test_this_machine_is_fit(small_set: Path, tmp_path: Path) -> None:
+def test_this_machine_is_fit(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+    monkeypatch.delenv("WANDB_MODE")
     done = bloodcell("doctor", "cnn5", "--data", small_set, "--run", tmp_path / "runs", *FLAGS, "--json")
     assert done.code == 0, done.out + done.err
     told = done.json
@@ -47,6 +50,9 @@ def test_this_machine_is_fit(small_set: Path, tmp_path: Path) -> None:
     looked_at = ("Python and packages", "CUDA versions", "renames are whole", "shards", "dry steps", "memory")
     assert {states[name] for name in (*looked_at, "network", "slowest pair", "Weights & Biases")} == {"green"}
     assert not list((tmp_path / "runs").iterdir()), "nothing is left behind"
+    assert told["facts"]["steps"]["1"]["save"] > 0
+    assert told["facts"]["nodes"][told["nodes"][0]]["wandb"] == {"mode": "online", "why": "there is an API key"}
+    assert CANARY not in done.out + done.err
 
 
 def test_bad_input_is_one_line_before_anything_is_looked_at(small_set: Path, tmp_path: Path) -> None:
