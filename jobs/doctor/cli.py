@@ -15,7 +15,6 @@ from bloodcell.config import Config, override, parse_flags
 from shards.errors import BadInput, EnvironmentFault, Stop
 
 if TYPE_CHECKING:
-    from jobs.doctor.gather import Told
     from jobs.slurm.description import JobDescription
 
 TAKES_CONFIG = True
@@ -37,7 +36,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="DIR", default=Path("runs"), help="where runs shall lie (runs)")
     parser.add_argument("--ranks", type=int, metavar="N", help="processes on this machine (one a GPU, or two)")
     add_place(parser)
-    for hidden in ("--probe", "--secret", "--device"):
+    for hidden in ("--probe", "--secret", "--device", "--wandb"):
         parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     parser.epilog = EPILOG
 
@@ -47,12 +46,12 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     if parsed.probe:
         _probe(parsed)
         return {}, []
-    from jobs.doctor.folders import leave_token
+    from bloodcell.data.order import check_world
     from jobs.slurm.cluster import find_cluster
     from jobs.submit import describe
 
     config = _config(parsed)
-    parsed.parallel = 0
+    parsed.parallel, parsed.wandb = 0, config.tracking.wandb
     cluster, _ = find_cluster(parsed.cluster or "local")
     if parsed.cluster is None and parsed.nodes != 1:
         raise BadInput("several nodes, and no cluster is named", "--nodes", "add --cluster NAME")
@@ -62,14 +61,14 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
 
     job = describe(parsed, cluster)
     check_queue(job)
-    _check(config, job.world)
-    folder, secret = _folder(parsed.run), secrets.token_hex(8)
-    leave_token(folder, "submitter", secret)
-    return _on_cluster(parsed, job, cluster.device, folder, secret)
+    if parsed.recipe:
+        check_world(config.train.micro_batches, job.world)
+    parsed.run, parsed.secret, parsed.device = _folder(parsed.run), secrets.token_hex(8), cluster.device
+    return _on_cluster(parsed, job)
 
 
-def _config(parsed: argparse.Namespace) -> Config | None:
-    """Return the config of the dry steps, None without a recipe; raises BadInput for what is no recipe, flag or set."""
+def _config(parsed: argparse.Namespace) -> Config:
+    """Return the config, of a recipe or of none; raises BadInput for what is no recipe, flag or set."""
     from jobs.train import find_recipe
     from shards.format import read_dataset
 
@@ -80,16 +79,7 @@ def _config(parsed: argparse.Namespace) -> Config | None:
         flags["data.set"] = str(parsed.data.resolve())
     elif parsed.recipe and not flags.get("data.set"):
         raise BadInput("a recipe can only be tried on a set", "command line", "add --data SET")
-    config = override(base, flags)
-    return config if parsed.recipe else None
-
-
-def _check(config: Config | None, world: int) -> None:
-    """Raise what `train` would raise before ranks meet: a world size that does not divide the micro-batches."""
-    from bloodcell.data.order import check_world
-
-    if config is not None:
-        check_world(config.train.micro_batches, world)
+    return override(base, flags)
 
 
 def _folder(run: Path) -> Path:
@@ -108,13 +98,14 @@ def _folder(run: Path) -> Path:
     raise EnvironmentFault("too many visits at once", run, "try again")
 
 
-def _words(parsed: argparse.Namespace, folder: Path, secret: str, device: str) -> list[str]:
+def _words(parsed: argparse.Namespace) -> list[str]:
     """Return the arguments of the probes: everything by name, because the folder may not be shared."""
     recipe = []
     if parsed.recipe:
         recipe = [str(Path(parsed.recipe).resolve()) if parsed.recipe.endswith(".toml") else parsed.recipe]
     data = ["--data", str(parsed.data.resolve())] if parsed.data is not None else []
-    return [*recipe, *data, "--run", str(folder), "--secret", secret, "--device", device, *parsed.flags]
+    place = ["--run", str(parsed.run), "--secret", parsed.secret, "--device", parsed.device, "--wandb", parsed.wandb]
+    return [*recipe, *data, *place, *parsed.flags]
 
 
 def _probe(parsed: argparse.Namespace) -> None:
@@ -129,20 +120,18 @@ def _probe(parsed: argparse.Namespace) -> None:
         return
     from jobs.doctor.ranks import look
 
-    config = _config(parsed)
-    if config is not None:
-        config = override(config, {"tracking.wandb": "off"})
-    look(config, parsed.device, parsed.run)
+    config = override(_config(parsed), {"tracking.wandb": "off"})
+    look(config if parsed.recipe else None, parsed.device, parsed.run)
 
 
 def _look_at_node(parsed: argparse.Namespace, number: int, nodes: int) -> dict[str, Any]:
     from jobs.doctor.nodes import Visit, look
 
-    wandb = override(Config(), {k: v for k, v in parse_flags(parsed.flags).items() if k == "tracking.wandb"}).tracking
-    return look(Visit(parsed.run, parsed.secret, parsed.data, parsed.device, wandb.wandb, number, nodes))
+    return look(Visit(parsed.run, parsed.secret, parsed.data, parsed.device, parsed.wandb, number, nodes))
 
 
-def _here(parsed: argparse.Namespace, config: Config | None, job: JobDescription) -> tuple[dict[str, Any], list[str]]:
+def _here(parsed: argparse.Namespace, config: Config, job: JobDescription) -> tuple[dict[str, Any], list[str]]:
+    from bloodcell.data.order import check_world
     from jobs.doctor import folders, gather, page, versions
 
     seen = versions.look()
@@ -150,41 +139,40 @@ def _here(parsed: argparse.Namespace, config: Config | None, job: JobDescription
     ranks = parsed.ranks or seen["visible"] or job.tasks_per_node
     if ranks < 1:
         raise BadInput(f"{ranks} processes", "--ranks", "ask for at least one")
-    _check(config, ranks)
-    folder, secret = _folder(parsed.run), secrets.token_hex(8)
+    if parsed.recipe:
+        check_world(config.train.micro_batches, ranks)
+    parsed.run, parsed.secret, parsed.device = _folder(parsed.run), secrets.token_hex(8), device
     try:
-        folders.leave_token(folder, "submitter", secret)
-        parsed.secret, parsed.device = secret, device
-        parsed.run = folder
+        folders.leave_token(parsed.run, "submitter", parsed.secret)
         node = {"versions": seen, **_look_at_node(parsed, 0, 1)}
-        told = gather.here(ranks, _words(parsed, folder, secret, device))
+        told = gather.here(ranks, _words(parsed))
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(parsed.run, ignore_errors=True)
     told.tokens = {"0"}
     told.heard["versions", 0] = told.heard["node", 0] = node
-    return page.settle(told, job, None, device, ranks, _needs(parsed))
+    return page.settle(told, job, None, page.Asked(ranks, device, bool(parsed.recipe), _bytes(parsed.data)))
 
 
-def _on_cluster(
-    parsed: argparse.Namespace, job: JobDescription, device: str, folder: Path, secret: str
-) -> tuple[dict[str, Any], list[str]]:
-    from jobs.doctor import gather, page, queue
+def _on_cluster(parsed: argparse.Namespace, job: JobDescription) -> tuple[dict[str, Any], list[str]]:
+    from jobs.doctor import folders, gather, page, queue
 
     try:
-        told: Told = gather.on_cluster(job, _words(parsed, folder, secret, device), folder, secret)
+        folders.leave_token(parsed.run, "submitter", parsed.secret)
+        told = gather.on_cluster(job, _words(parsed), parsed.run, parsed.secret)
     except Stop:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(parsed.run, ignore_errors=True)
         raise
-    value, lines = page.settle(told, job, queue.look(job, told.job), device, job.world, _needs(parsed))
+    asked = page.Asked(job.world, parsed.device, bool(parsed.recipe), _bytes(parsed.data))
+    value, lines = page.settle(told, job, queue.look(job, told.job), asked)
     if value["exit"]:
-        lines.append(f"log: {folder / 'job.out'}")
+        lines.append(f"log: {parsed.run / 'job.out'}")
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(parsed.run, ignore_errors=True)
     return value, lines
 
 
-def _needs(parsed: argparse.Namespace) -> int:
-    """Return the bytes of the set, 0 without one."""
+def _bytes(data: Path | None) -> int:
+    """Return the bytes of a set's shards, 0 without one."""
     from shards.format import read_dataset
 
-    return sum(shard.bytes for shard in read_dataset(parsed.data).shards) if parsed.data is not None else 0
+    return sum(shard.bytes for shard in read_dataset(data).shards) if data is not None else 0

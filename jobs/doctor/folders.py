@@ -13,6 +13,8 @@ from typing import Any
 
 from jobs.doctor.findings import Finding, bad, good, listed, unknown
 from jobs.stage import SPARE
+from shards.atomic import disk_errors
+from shards.errors import EnvironmentFault
 
 PATIENCE = 30.0
 """Seconds that a file written on another node may take to be seen here: NFS remembers for as long what is not there."""
@@ -33,8 +35,9 @@ def token(folder: Path, who: str) -> Path:
 
 
 def leave_token(folder: Path, who: str, secret: str) -> None:
-    """Write one's own."""
-    token(folder, who).write_text(json.dumps({"secret": secret}))
+    """Write one's own; raises EnvironmentFault where the disk is full or fails."""
+    with disk_errors(folder):
+        token(folder, who).write_text(json.dumps({"secret": secret}))
 
 
 def sees(folder: Path, who: str, secret: str) -> bool:
@@ -64,8 +67,8 @@ def _shared(folder: Path, secret: str, number: int, nodes: int) -> dict[str, Any
         return {"there": False, "unseen": []}
     try:
         leave_token(folder, str(number), secret)
-    except OSError as error:
-        return {"there": True, "unseen": [], "problem": error.strerror or str(error)}
+    except (OSError, EnvironmentFault) as error:
+        return {"there": True, "unseen": [], "problem": str(error)}
     waiting = {"submitter", *map(str, range(nodes))}
     end = time.monotonic() + PATIENCE
     while waiting:
@@ -127,7 +130,8 @@ def _disk(folder: Path) -> dict[str, Any]:
     except OSError as error:
         found["problem"] = error.strerror or str(error)
     finally:
-        trial.unlink(missing_ok=True) if folder.is_dir() else None
+        if folder.is_dir():
+            trial.unlink(missing_ok=True)
         for place in made:
             if place.is_dir() and not any(place.iterdir()):
                 place.rmdir()

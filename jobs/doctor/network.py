@@ -127,26 +127,30 @@ def _read(text: str) -> list[list[float]]:
 
 def judge(seen: dict[str, Any]) -> list[Finding]:
     """Say how fast they talk, which pair is the slowest, and whether the clocks agree."""
-    hosts, pairs = seen["hosts"], seen["pairs"]
-    clocks = "clocks"
-    fix = "let NTP or chrony run on every node"
-    several = len(set(hosts))
-    late = f"{seen['skew']:g} s between the first and the last of {several} nodes"
-    time_ = bad(clocks, late, fix) if seen["skew"] > SKEW_SECONDS else good(clocks, late)
-    time_ = time_ if several > 1 else unknown(clocks, "there is one node")
+    hosts, pairs, clocks = seen["hosts"], seen["pairs"], _clocks(seen)
     if not pairs:
-        return [unknown("network", "there is one process"), unknown("slowest pair", "there is one process"), time_]
-    overall = good(
-        "network", f"{seen['backend']} all-reduce of {len(hosts)} ranks: {seen['bus_gb_s']:.3g} GB/s on the bus"
-    )
+        return [unknown(name, "there is one process") for name in ("network", "slowest pair")] + [clocks]
+    bus = f"{seen['backend']} all-reduce of {len(hosts)} ranks: {seen['bus_gb_s']:.3g} GB/s on the bus"
     a, b, slowest = min(pairs, key=lambda pair: pair[2])
     names = f"{_name(hosts, a)} and {_name(hosts, b)}: {slowest:.3g} GB/s each way"
     usual = sorted(rate for _, _, rate in pairs)[len(pairs) // 2]
     if slowest < SLOW_GB_S or (len(pairs) > 2 and slowest * UNLIKE < usual):
         said = f"{names}; the median of {len(pairs)} pairs is {usual:.3g}"
         how = "look at cable and switch port of the two, and at NCCL_SOCKET_IFNAME / GLOO_SOCKET_IFNAME (cluster file)"
-        return [overall, bad("slowest pair", said, f"{how}; leave the node out: options = {{ exclude = ... }}"), time_]
-    return [overall, good("slowest pair", f"{names}, of {len(pairs)}"), time_]
+        pair = bad("slowest pair", said, f"{how}; leave the node out: options = {{ exclude = ... }}")
+    else:
+        pair = good("slowest pair", f"{names}, of {len(pairs)}")
+    return [good("network", bus), pair, clocks]
+
+
+def _clocks(seen: dict[str, Any]) -> Finding:
+    nodes = len(set(seen["hosts"]))
+    if nodes == 1:
+        return unknown("clocks", "there is one node")
+    said = f"{seen['skew']:g} s between the first and the last of {nodes} nodes"
+    if seen["skew"] > SKEW_SECONDS:
+        return bad("clocks", said, "let NTP or chrony run on every node")
+    return good("clocks", said)
 
 
 def _name(hosts: list[str], rank: int) -> str:

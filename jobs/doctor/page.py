@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.doctor import data, decode, findings, folders, network, queue, steps, versions
@@ -9,12 +10,23 @@ from jobs.doctor.findings import Finding, bad, good, listed, unknown
 from jobs.doctor.gather import Told, blamed
 from jobs.doctor.words import last_line
 from jobs.slurm.description import JobDescription
+from jobs.slurm.ends import DECISIVE
 
 Node = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for: how many ranks, on "cuda" or "cpu", with dry steps or not, bytes of the set (0: none)."""
+
+    ranks: int
+    device: str
+    steps: bool
+    bytes: int
+
+
 def settle(
-    told: Told, job: JobDescription, slurm: dict[str, Any] | None, device: str, world: int, needed: int
+    told: Told, job: JobDescription, slurm: dict[str, Any] | None, asked: Asked
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the JSON value and the page.
 
@@ -22,23 +34,21 @@ def settle(
         told: what came back.
         job: what a run would ask for.
         slurm: what Slurm says; None without one.
-        device: "cuda" or "cpu".
-        world: how many ranks were started.
-        needed: bytes of the shard set, 0 if none is named.
+        asked: what was to be looked at.
     """
     early = _sorted(told, "versions")
     nodes = [{**one, **told.heard["node", one["number"]]} for one in early if ("node", one["number"]) in told.heard]
     found = [_answers(told, job, early, nodes)]
     if early:
         found.append(versions.judge_packages(early))
-        found += [versions.judge_driver(early, device), versions.judge_cuda(early, device)]
+        found += [versions.judge_driver(early, asked.device), versions.judge_cuda(early, asked.device)]
     if nodes:
-        found += _of_nodes(told, nodes, device, needed)
-    found += _of_ranks(told, job, slurm, nodes, world)
+        found += _of_nodes(told, nodes, asked)
+    found += _of_ranks(told, job, slurm, nodes, asked)
     names = [one["node"] for one in early]
     where = f"{len(names)} nodes ({listed(names)})" if job.nodes > 1 or slurm else f"this machine ({listed(names)})"
-    title = f"doctor: {where}, {world} processes" + (f", job {told.job}" if told.job else "")
-    value = {"nodes": names, "ranks": world, "job": told.job or None, "facts": _facts(told, nodes)}
+    title = f"doctor: {where}, {asked.ranks} processes" + (f", job {told.job}" if told.job else "")
+    value = {"nodes": names, "ranks": asked.ranks, "job": told.job or None, "facts": _facts(told, nodes)}
     value |= findings.as_json(found)
     return value, findings.page(title, found)
 
@@ -76,16 +86,16 @@ def _answers(told: Told, job: JobDescription, early: list[Node], nodes: list[Nod
     return good(name, f"{len(nodes)} of {job.nodes}")
 
 
-def _of_nodes(told: Told, nodes: list[Node], device: str, needed: int) -> list[Finding]:
+def _of_nodes(told: Told, nodes: list[Node], asked: Asked) -> list[Finding]:
     saved = [one for (kind, _), one in told.heard.items() if kind == "steps"]
     checkpoints = max(((one["keep"] + 2) * one["bytes"] for one in saved), default=0)
     return [
         folders.judge_shared(nodes, told.tokens) if told.job else unknown("run folder is shared", "there is one node"),
         folders.judge_renames(nodes),
-        *folders.judge_room(nodes, checkpoints, device),
-        folders.judge_scratch(nodes, needed),
+        *folders.judge_room(nodes, checkpoints, asked.device),
+        folders.judge_scratch(nodes, asked.bytes),
         *data.judge(nodes),
-        decode.judge(nodes, device),
+        decode.judge(nodes, asked.device),
         _tracking(nodes),
     ]
 
@@ -104,33 +114,36 @@ def _tracking(nodes: list[Node]) -> Finding:
 
 
 def _of_ranks(
-    told: Told, job: JobDescription, slurm: dict[str, Any] | None, nodes: list[Node], world: int
+    told: Told, job: JobDescription, slurm: dict[str, Any] | None, nodes: list[Node], asked: Asked
 ) -> list[Finding]:
     seen = told.heard.get(("network", 0))
     tried = {who: one for (kind, who), one in told.heard.items() if kind == "steps"}
-    faults = sorted((who, one) for (kind, who), one in told.heard.items() if kind == "fault")
+    whole = len(tried) == asked.ranks
     found = network.judge(seen) if seen else []
-    if faults or not seen or (tried and len(tried) < world):
-        who, fault = (
-            faults[0]
-            if faults
-            else (-1, {"stage": "dry steps" if seen else "ranks meet", "what": blamed(told.ranks_log), "fix": ""})
-        )
-        rank = f"rank {who}: " if who >= 0 else ""
-        found.append(
-            bad(fault["stage"], f"{rank}{fault['what']}", fault["fix"] or "see the log, and the red lines above")
-        )
-        if not tried:
-            found.append(unknown("memory", "the dry steps were not done"))
-    if tried or not faults:
+    problem = _problem(told, bool(seen), asked.steps and not whole)
+    if seen and problem is None:
         limits = {node["node"]: _memory(job, node, bool(slurm)) for node in nodes}
-        found += steps.judge(tried, seen["hosts"], limits) if seen else []
+        found += steps.judge(tried, seen["hosts"], limits)
+    elif problem is not None:
+        found += [problem, unknown("memory", "the dry steps come first")]
     if slurm is None:
         return [*found, unknown("Slurm", "no --cluster is named")]
-    whole = len(tried) == world
     step = max(one["step"] for one in tried.values()) if whole else None
     save = max(one["save"] for one in tried.values()) if whole else None
     return [*found, *queue.judge(job, slurm, step, save)]
+
+
+def _problem(told: Told, met: bool, missing: bool) -> Finding | None:
+    """Return what kept the ranks from meeting or from the dry steps: the decisive word, or the log's."""
+    order = {code: number for number, code in enumerate(DECISIVE)}
+    faults = [(order.get(one["code"], 9), who, one) for (kind, who), one in told.heard.items() if kind == "fault"]
+    fix = "see the log, and the red lines above"
+    if faults:
+        _, who, fault = min(faults, key=lambda one: one[:2])
+        return bad(fault["stage"], f"rank {who}: {fault['what']}", fault["fix"] or fix)
+    if missing or not met:
+        return bad("dry steps" if met else "ranks meet", blamed(told.ranks_log), fix)
+    return None
 
 
 def _memory(job: JobDescription, node: Node, asked: bool) -> int:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bloodcell.config import Config
+from bloodcell.engine.peers import GONE
 from bloodcell.engine.resolve import resolve
 from bloodcell.ranks import choose_device, discover, process_group, set_threads
 from jobs.doctor import network, steps
 from jobs.doctor.words import speak
-from shards.errors import BadInput, Stop
+from shards.errors import BadInput, EnvironmentFault, Fault, Stop
 
 TIMEOUT = 120.0
 """Seconds that ranks wait for each other here."""
@@ -40,10 +41,13 @@ def look(config: Config | None, device: str, folder: Path) -> None:
                 stage = "dry steps"
                 speak("steps", ranks.rank, steps.look(config, _place(folder), ranks))
     except Stop as problem:
-        speak("fault", ranks.rank, {"stage": stage, **_said(problem)})
+        speak("fault", ranks.rank, {"stage": stage, "code": problem.code, **_said(problem)})
         raise
     except Exception as error:  # whatever a broken node raises is the finding
-        speak("fault", ranks.rank, {"stage": stage, "what": f"{type(error).__name__}: {error}"[:300], "fix": ""})
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        consequence = any(sign in what for sign in GONE)  # of what another rank met
+        code = EnvironmentFault.code if consequence else Fault.code
+        speak("fault", ranks.rank, {"stage": stage, "code": code, "what": what, "fix": ""})
         raise
 
 

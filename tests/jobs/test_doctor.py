@@ -14,6 +14,8 @@ import pytest
 from jobs.cli import run_verb
 from jobs.doctor import data, decode, folders, network, queue, steps, versions, words
 from jobs.doctor.findings import Finding, as_json, bad, good, page, unknown
+from jobs.doctor.gather import Told
+from jobs.doctor.page import Asked, settle
 from jobs.slurm.description import JobDescription
 from shards.errors import BadInput
 from tests.conftest import bloodcell
@@ -53,6 +55,38 @@ def test_this_machine_is_fit(small_set: Path, tmp_path: Path, monkeypatch: pytes
     assert told["facts"]["steps"]["1"]["save"] > 0
     assert told["facts"]["nodes"][told["nodes"][0]]["wandb"] == {"mode": "online", "why": "there is an API key"}
     assert CANARY not in done.out + done.err
+
+
+@pytest.mark.slow
+def test_a_recipe_that_does_not_run_is_found(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one rank only: the other one ends with it, and the page says which it was."""
+    lines = ["import os", "import torch", "", "class Net(torch.nn.Linear):", "    def forward(self, images):"]
+    lines += ["        if os.environ.get('RANK') == '1' and images.shape[1] == 3 and self.training:"]
+    lines += ["            raise RuntimeError('the layers do not fit')"]
+    lines += ["        return super().forward(images.mean((2, 3)))", ""]
+    lines += ["def build(classes):", "    return Net(3, classes)", ""]
+    (tmp_path / "broken_net.py").write_text("\n".join(lines))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = ("cnn5", "--data", small_set, "--run", tmp_path / "runs", *FLAGS, "--model.name", "broken_net:build")
+    done = bloodcell("doctor", *words, "--json")
+    assert done.code == 1, done.out + done.err
+    states = {check["name"]: check for check in done.json["checks"]}
+    assert states["dry steps"]["state"] == "red"
+    assert "rank 1: RuntimeError: the layers do not fit" in states["dry steps"]["what"]
+    assert states["network"]["state"] == "green"
+
+
+def test_a_rank_that_was_killed_is_told_from_steps_that_nobody_asked_for() -> None:
+    node = {"node": "n1", "number": 0, "versions": HEALTHY}
+    seen = {"backend": "gloo", "hosts": ["n1", "n1"], "bus_gb_s": 1.0, "pairs": [[0, 1, 1.0]], "skew": 0.0}
+    heard = {("versions", 0): node, ("network", 0): seen}
+    told = Told(heard, "log", "0: slurmstepd: error: Detected 1 oom-kill event(s)\n1: MemoryError: too much")
+    job = JobDescription(name="x")
+    for steps_asked, state in ((True, "red"), (False, "not checked")):
+        value, _ = settle(told, job, None, Asked(2, "cpu", steps_asked, 0))
+        found = {check["name"]: check for check in value["checks"]}
+        assert found["dry steps"]["state"] == state
+        assert ("MemoryError: too much" in found["dry steps"]["what"]) == steps_asked
 
 
 def test_bad_input_is_one_line_before_anything_is_looked_at(small_set: Path, tmp_path: Path) -> None:
