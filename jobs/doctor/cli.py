@@ -53,9 +53,9 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     config = _config(parsed)
     parsed.parallel, parsed.wandb = 0, config.tracking.wandb
     cluster, _ = find_cluster(parsed.cluster or "local")
-    if parsed.cluster is None and parsed.nodes != 1:
-        raise BadInput("several nodes, and no cluster is named", "--nodes", "add --cluster NAME")
     if cluster.launcher == "local":
+        if parsed.nodes != 1:
+            raise BadInput("this machine is one node", "--nodes", "add --cluster NAME of one that runs Slurm")
         return _here(parsed, config, replace(describe(parsed, cluster), signal_lead=0))
     from jobs.slurm.checks import check_queue
 

@@ -94,7 +94,7 @@ def test_bad_input_is_one_line_before_anything_is_looked_at(small_set: Path, tmp
         (("resnet10", "--data", small_set), "did you mean"),
         (("cnn5",), "add --data SET"),
         (("--data", tmp_path), "no shard set here"),
-        (("--nodes", 2), "add --cluster NAME"),
+        (("--nodes", 2), "this machine is one node"),
         (("cnn5", "--data", small_set, "--ranks", 3), "3 ranks"),
         (("--cluster", "juwels"), "no cluster 'juwels'"),
     ):
