@@ -74,11 +74,11 @@ def wandb_plan(mode: Mode) -> tuple[str, str]:
         BadInput: as `check_wandb`.
     """
     check_wandb(mode)
-    wandb = _client()
+    wandb = client()
     try:
         return _choose(wandb, mode)
     finally:
-        _end_client(wandb)
+        end_client(wandb)
 
 
 def open_wandb(run: Path, config: dict[str, Any], mode: Mode, filed: WandbRun) -> WandbView | None:
