@@ -37,6 +37,7 @@ class View:
         channels_last: memory layout of the output.
         views: images of each sample in a batch: all samples once, then all again. The first of several is shown
             without what the policy chooses for each image (policies.draw).
+        backend: who does it: "dali", or "cpu", a pool of threads.
     """
 
     size: int
@@ -46,6 +47,7 @@ class View:
     seed: int
     channels_last: bool = True
     views: int = 1
+    backend: str = "dali"
 
 
 class Source:
