@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from bloodcell.data.shardset import ShardSet, unreadable
 from shards.images import UnusableImageError, decode
 
 JPEG = b"\xff\xd8"
@@ -36,6 +37,15 @@ def decoded(data: np.ndarray) -> np.ndarray:
         pixels: np.ndarray = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         return pixels
     return np.ascontiguousarray(decode(data.tobytes())[0])
+
+
+def pixels_of(shards: ShardSet, sample: int, data: np.ndarray) -> np.ndarray:
+    """Return the pixels of a sample's bytes as `decoded` does; raises Unreadable, which names the sample."""
+    try:
+        return decoded(data)
+    except UnusableImageError as problem:
+        fix = f"restore the shard (`bloodcell verify {shards.folder}` lists all bad ones), start again"
+        raise unreadable(shards, sample, f"it cannot be decoded: {problem}", fix) from problem
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import torch
 
 from bloodcell.data import kernels, kernels_choosing
 from bloodcell.data.choosing import AugMix, Hybrid, RandAugment, Trivial
-from bloodcell.data.decoding import decoded
+from bloodcell.data.decoding import pixels_of
 from bloodcell.data.draws import Draws
 from bloodcell.data.operations import Arguments, Crop, centre_window
 from bloodcell.data.pipeline import PREFETCH, View
@@ -23,8 +23,8 @@ from bloodcell.data.policies import Policy, draw
 from bloodcell.data.readahead import ReadAhead
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
-from bloodcell.data.shardset import ShardSet, unreadable
-from shards.images import UnusableImageError
+from bloodcell.data.resident import HostCache
+from bloodcell.data.shardset import ShardSet
 
 CHUNK = 8
 """Samples that a thread takes at once."""
@@ -49,7 +49,7 @@ class Task:
     """A batch under way: what was drawn for each image, and where the images go, float32."""
 
     request: Request
-    encoded: list[np.ndarray]
+    found: list[np.ndarray]
     windows: np.ndarray
     exact: bool
     drawn: list[Arguments]
@@ -71,6 +71,7 @@ class PoolRenderer:
         self, shards: ShardSet, requests: Iterator[Request], view: View, threads: int, reading: Reading
     ) -> None:
         self.shards, self.view = shards, view
+        self._cache = reading.cache if isinstance(reading.cache, HostCache) else None
         self.ahead = ReadAhead(shards, requests, reading)
         self._buffers = Buffers()
         self._flight: deque[tuple[Task, list[Future[None]]]] = deque()
@@ -107,8 +108,8 @@ class PoolRenderer:
         self.ahead.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _begin(self, request: Request, encoded: list[np.ndarray]) -> None:
-        view, count = self.view, len(encoded)
+    def _begin(self, request: Request, found: list[np.ndarray]) -> None:
+        view, count = self.view, len(found)
         rows = self.shards.index[request.ids]
         height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
         drawn = draw(
@@ -118,23 +119,24 @@ class PoolRenderer:
         windows = crops[0]["window"] if crops else np.tile(centre_window(height, width), (view.views, 1))
         shape = (view.size, view.size, 3) if view.channels_last else (3, view.size, view.size)
         images = self._buffers.take((count * view.views, *shape))
-        task = Task(request, encoded, windows, not crops, drawn, images)
+        task = Task(request, found, windows, not crops, drawn, images)
         chunks = [range(first, min(first + CHUNK, count)) for first in range(0, count, CHUNK)]
         self._flight.append((task, [self._pool.submit(self._render, task, chunk) for chunk in chunks]))
 
     def _render(self, task: Task, samples: range) -> None:
         for sample in samples:
             pixels = torch.from_numpy(self._pixels(task, sample))
-            for row in range(sample, len(task.images), len(task.encoded)):
+            for row in range(sample, len(task.images), len(task.found)):
                 self._finish(self._augmented(pixels, task, row), torch.from_numpy(task.images[row]))
 
     def _pixels(self, task: Task, row: int) -> np.ndarray:
-        try:
-            return decoded(task.encoded[row])
-        except UnusableImageError as problem:
-            fix = f"restore the shard (`bloodcell verify {self.shards.folder}` lists all bad ones), start again"
-            sample = int(task.request.ids[row])
-            raise unreadable(self.shards, sample, f"it cannot be decoded: {problem}", fix) from problem
+        sample, data = int(task.request.ids[row]), task.found[row]
+        if data.ndim == 3:
+            return data
+        pixels = pixels_of(self.shards, sample, data)
+        if self._cache is not None:
+            self._cache.put(sample, pixels)
+        return pixels
 
     def _augmented(self, pixels: torch.Tensor, task: Task, row: int) -> torch.Tensor:
         """Return what the network is shown in this row: uint8 [size, size, 3]."""
