@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.result import Row
+from jobs.bench.result import Result, Row
 from jobs.bench.resuming import resumed
 from jobs.bench.training import PLAIN, Trial, rows, trial
 from shards.errors import BadInput, EnvironmentFault
@@ -72,6 +72,26 @@ def test_rows_compare_seed_by_seed() -> None:
     assert found["ours, CPU time"].ratio == pytest.approx(0.55)
     assert found["ours less plain loop, medians on test"].value == pytest.approx(-0.5)
     assert json.dumps(found["ours, accuracy on val"].value)
+
+
+def test_two_results_are_compared_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from jobs.cli import main
+
+    def written(name: str, cores: int, *found: Row) -> Path:
+        content = Result("bench", list(found), {"cores": cores}, {"python": "3"}).as_json()
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+        return tmp_path / name
+
+    first = written("a.json", 2, Row("speed", 100, "images/s", 90, 110), Row("old", 1, "s"))
+    second = written("b.json", 4, Row("speed", 150, "images/s", 140, 160), Row("new", 1, "s"))
+    assert main(["bench", "compare", str(first), str(second), "--json"]) == 0
+    said = capfd.readouterr()
+    (row,) = json.loads(said.out)["rows"]
+    assert (row["value"], row["ratio"]) == (150, 1.5)
+    for words in ("differ in machine: cores", "'old'", "'new'"):
+        assert words in said.err
+    (tmp_path / "c.json").write_text("[]", encoding="utf-8")
+    assert main(["bench", "compare", str(first), str(tmp_path / "c.json")]) == 2
 
 
 @pytest.mark.slow
