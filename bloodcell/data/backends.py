@@ -10,17 +10,18 @@ from shards.errors import BadInput
 WHERE = "data.backend"
 
 
-def choose_backend(wanted: str, policy: Policy, device: str) -> str:
+def choose_backend(wanted: str, policy: Policy, device: str, elsewhere: bool = False) -> str:
     """Return "dali" or "cpu" for a wish of auto, dali or cpu, where the network is on `device` ("cuda" or "cpu").
 
     Without a GPU `auto` takes the CPU backend, which takes less time than DALI's CPU operators for each of its
-    operations (`bloodcell bench data --policy`), unless the policy has one that it lacks.
+    operations (`bloodcell bench data --policy`), unless the policy has one that it lacks. What will run `elsewhere` (on
+    a cluster's nodes) finds DALI there.
 
     Raises:
         BadInput: what is asked for is not installed here, or lacks an operation of the policy.
     """
     missing = not_done_by_pool(policy)
-    installed = dali_is_installed()
+    installed = elsewhere or dali_is_installed()
     if wanted == "cpu" and missing:
         raise BadInput(f"the CPU backend has no {', '.join(missing)}", WHERE, "set it to dali")
     if wanted == "dali" and not installed:

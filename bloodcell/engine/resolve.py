@@ -32,11 +32,12 @@ def resolve(config: Config, ranks: Ranks, machine: Machine | None = None) -> Con
     else:
         wanted = machine.device if config.engine.device == "auto" else config.engine.device
         device, cores = torch.device(wanted), machine.cores
+    policy, elsewhere = find_policy(config.data.policy), machine is not None
     return override(
         config,
         {
             "data.set": str(Path(config.data.set).resolve()),
-            "data.backend": choose_backend(config.data.backend, find_policy(config.data.policy), device.type),
+            "data.backend": choose_backend(config.data.backend, policy, device.type, elsewhere),
             "data.threads": config.data.threads or _loader_threads(cores, device),
             "engine.device": device.type,
             "engine.precision": _precision(config.engine.precision, device),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bloodcell.data.backends import choose_backend, describe_backend
 from bloodcell.data.choosing import AugMix, Hybrid, RandAugment, Trivial
 from bloodcell.data.decoding import decoded
 from bloodcell.data.kernels import KERNELS, TOLERANCE
@@ -35,7 +36,7 @@ from bloodcell.data.pool import Buffers, not_done
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
 from bloodcell.data.shardset import Reader, ShardSet
-from shards.errors import Unreadable
+from shards.errors import BadInput, Unreadable
 from shards.images import decode
 from shards.pack import PackOptions, pack
 from shards.synth import SynthOptions, synthesise
@@ -206,3 +207,22 @@ def test_an_operation_of_somebody_else_is_not_done_here() -> None:
 
     assert not_done(Policy("own", (Crop(), Odd()))) == ["odd"]
     assert not any(not_done(policy) for policy in POLICIES.values())
+
+
+def test_auto_takes_the_cpu_backend_without_a_gpu_and_only_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Odd:
+        def draw(self, *_: object) -> dict[str, np.ndarray]:
+            return {}
+
+    light, own = POLICIES["light"], Policy("own", (Odd(),))
+    assert choose_backend("auto", light, "cpu") == "cpu"
+    assert choose_backend("auto", light, "cuda") == choose_backend("auto", own, "cpu") == "dali"
+    assert "has no odd" in describe_backend("dali", own, "cpu", 1)
+    with pytest.raises(BadInput, match="has no odd"):
+        choose_backend("cpu", own, "cpu")
+    monkeypatch.setattr("bloodcell.data.backends.dali_is_installed", lambda: False)  # as on macOS
+    assert choose_backend("auto", light, "cuda") == "cpu"
+    assert choose_backend("auto", light, "cuda", elsewhere=True) == "dali"
+    for wanted, policy in (("dali", light), ("auto", own)):
+        with pytest.raises(BadInput, match="DALI is not installed"):
+            choose_backend(wanted, policy, "cpu")
