@@ -66,7 +66,9 @@ class RunFolder:
 
     def config(self) -> Config:
         """Return the stored config."""
-        return decode(self.stored()["config"], self.path / "config.json")
+        stored = self.stored()["config"]
+        stored["data"] = {"backend": "dali", **stored.get("data", {})}  # what there was before there was a choice
+        return decode(stored, self.path / "config.json")
 
     def create(self, content: dict[str, Any]) -> None:
         """Make the folder and write config.json; raises EnvironmentFault or BadInput where that is impossible."""

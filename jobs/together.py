@@ -24,7 +24,10 @@ from shards.errors import BadInput
 from shards.format import read_samples
 
 VALIDATION = "val"
-MACHINE = {"data.set", "data.fold", "data.threads", "train.seed", "engine.device", "engine.threads", "engine.precision"}
+MACHINE = {
+    *("data.set", "data.fold", "data.threads", "data.backend", "data.cache", "data.cache_share", "train.seed"),
+    *("engine.device", "engine.threads", "engine.precision"),
+}
 """Settings in which runs may differ and still be repetitions of one recipe."""
 
 Answer = tuple[dict[str, Any], list[str]]

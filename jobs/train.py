@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bloodcell.config import Config, Flat, difference, encode, fields, override, parse_flags, read_recipe
 from jobs.slurm.ends import place, recorded
+from shards.console import say
 from shards.errors import BadInput, Fault, Stop, nearest
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def settle(
         BadInput: no set, or the run belongs to another recipe, config or set; the difference is in the message.
     """
     from bloodcell.data.shardset import ShardSet
+    from bloodcell.engine.caching import choose_cache
     from bloodcell.engine.resolve import resolve
     from bloodcell.runfolder import RunFolder, check_same, default_path
     from jobs.stage import staged
@@ -158,6 +160,11 @@ def settle(
         config = check_same(folder.config(), config, folder.path)
     else:
         config = resolve(wanted, ranks, machine)
+    if machine is None and (config.data.cache == "auto" or not folder.exists):
+        choice = choose_cache(config, shards)  # refuses what is asked for and does not fit
+        if config.data.cache == "auto" and choice.place == "off" and ranks.first:
+            say(f"decoded images are not kept: {choice.why}")
+        config = override(config, {"data.cache": choice.place})
     where = staged(shards.info) or Path(config.data.set)
     return config, folder, {"config": encode(config), **content}, replace(shards, folder=where)
 

@@ -57,6 +57,20 @@ class DataConfig:
     )
     micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
+    backend: Literal["auto", "dali", "cpu"] = about(
+        "who decodes and augments: DALI, or a pool of threads on the CPU; auto is cpu where there is no GPU and it has "
+        "every operation of the policy",
+        "auto",
+    )
+    cache: Literal["auto", "device", "host", "off"] = about(
+        "where decoded images stay after their first use (the pixels are the same): on each GPU, once in the memory of "
+        "each node, or nowhere; auto keeps them if they fit",
+        "auto",
+        runtime=True,
+    )
+    cache_share: Annotated[float, Meta(gt=0, le=1)] = about(
+        "part of the free memory (of the GPU or the node) that decoded images may take", 0.5, runtime=True
+    )
     check: bool = about("compare the checksum of every image read with the index", True)
     on_error: Literal["stop", "skip"] = about(
         "what to do about a training sample that cannot be read: save and stop, or train without it (RUN/skipped.csv)",

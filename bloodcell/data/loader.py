@@ -1,4 +1,4 @@
-"""Batches as torch tensors: a thread drives the DALI pipeline ahead of the training loop; errors name the sample."""
+"""Batches as torch tensors: a thread drives a backend (DALI, or a pool of threads) ahead of the training loop."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.dlpack import from_dlpack
 
 from bloodcell.data.order import BatchOrder, EvaluationOrder
-from bloodcell.data.pipeline import Source, View, build
+from bloodcell.data.pipeline import View
+from bloodcell.data.readahead import ReadAhead
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
-from bloodcell.data.shardset import Reader, ShardSet, unreadable
-from shards.errors import Fault, Unreadable
-from shards.images import UnusableImageError, decode
+from bloodcell.data.shardset import ShardSet
 
 AHEAD = 2
-"""Finished batches that wait for the training loop, beside those inside DALI."""
+"""Finished batches that wait for the training loop, beside those that the backend works on."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,18 @@ def evaluation_requests(order: EvaluationOrder, world: int, rank: int, epoch: in
         yield Request(ids, np.zeros_like(ids), epoch, valid)
 
 
+class Renderer(Protocol):
+    """A backend: it turns requests into images, in their order."""
+
+    ahead: ReadAhead
+
+    def next(self) -> tuple[torch.Tensor, Request]:
+        """Return the images of the next request (see Batch) and it, or raise StopIteration or Unreadable."""
+
+    def close(self) -> None:
+        """Stop its threads and free its memory."""
+
+
 class Loader:
     """Iterates over batches in the order of `requests`. Use as a context manager, or close() it.
 
@@ -71,7 +81,7 @@ class Loader:
         requests: what each batch shall hold; every request has the same number of ids.
         view: how images become network input.
         batch: ids in a request.
-        threads: DALI's decoding threads.
+        threads: that decode and, on the CPU, augment.
         device: where the batches shall be.
         reading: how samples are read.
 
@@ -92,9 +102,8 @@ class Loader:
         self.shards, self.view, self.device = shards, view, device
         self.waited = 0.0
         """Seconds that the consumer has waited for batches so far."""
-        self._source = Source(shards, requests, view, reading)
         self._gpu = device.type == "cuda"
-        self._pipeline = build(self._source, batch, threads, device.index or 0 if self._gpu else None)
+        self._renderer = self._backend(requests, batch, threads, reading)
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(AHEAD)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._drive, name="bloodcell-loader", daemon=True)
@@ -120,20 +129,29 @@ class Loader:
     def fault_before(self, count: int) -> Exception | None:
         """Wait until the bytes of the first `count` requests were read; return what prevents it, None if nothing."""
         begin = time.perf_counter()
-        fault = self._source.ahead.fault_before(count)
+        fault = self._renderer.ahead.fault_before(count)
         self.waited += time.perf_counter() - begin
         return fault
 
     def close(self) -> None:
-        """Stop the threads and free the pipeline."""
+        """Stop the threads and free the backend."""
         self._stop.set()
-        self._source.ahead.close()
+        self._renderer.ahead.close()
         while self._thread.is_alive():
             try:
                 self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(0.01)
-        self._pipeline = None
+        self._renderer.close()
+
+    def _backend(self, requests: Iterator[Request], batch: int, threads: int, reading: Reading) -> Renderer:
+        if self.view.backend == "cpu":
+            from bloodcell.data.pool import PoolRenderer
+
+            return PoolRenderer(self.shards, requests, self.view, threads, reading)
+        from bloodcell.data.dali import DaliRenderer
+
+        return DaliRenderer(self.shards, requests, self.view, batch, threads, self.device, reading)
 
     def _drive(self) -> None:
         try:
@@ -142,7 +160,7 @@ class Loader:
         except StopIteration:
             self._put(None)
         except BaseException as error:  # everything must reach the consumer, or it would wait for ever
-            self._put(self._explain(error))
+            self._put(error)
 
     def _put(self, item: Batch | BaseException | None) -> None:
         while not self._stop.is_set():
@@ -151,45 +169,10 @@ class Loader:
                 return
 
     def _next(self) -> Batch:
-        images, ids = self._pipeline.run()
-        request = self._source.waiting.popleft()
-        if not np.array_equal(np.asarray(ids.as_tensor()).reshape(-1), np.tile(request.ids, self.view.views)):
-            raise Fault("DALI delivered a batch out of order", "loader", "report this with the run's configuration")
-        tensor = self._tensor(images)
+        images, request = self._renderer.next()
         labels = torch.from_numpy(self.shards.index["label"][request.ids].astype(np.int64))
-        return Batch(
-            tensor if not self.view.channels_last else tensor.permute(0, 3, 1, 2),
-            self._to_device(labels),
-            self._to_device(torch.from_numpy(request.valid)),
-            request,
-        )
+        valid = torch.from_numpy(request.valid)
+        return Batch(images.to(self.device), self._to_device(labels), self._to_device(valid), request)
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.pin_memory().to(self.device, non_blocking=True) if self._gpu else tensor
-
-    def _tensor(self, images: Any) -> torch.Tensor:
-        """Return DALI's output as a tensor that owns its memory."""
-        if not self._gpu:
-            # The tensor keeps DALI's buffer alive; the dynamic executor never writes into it again.
-            return from_dlpack(images.as_tensor())
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
-            # Copied on a stream of its own and waited for in this thread, so that DALI may reuse its buffer at once.
-            tensor = from_dlpack(images.as_tensor()).clone()
-        stream.synchronize()
-        tensor.record_stream(torch.cuda.default_stream(self.device))
-        return tensor
-
-    def _explain(self, error: BaseException) -> BaseException:
-        """Return the error of the reader behind DALI's, or one that names the sample that cannot be decoded."""
-        if self._source.error is not None:
-            return self._source.error
-        reader = Reader(self.shards, check=False)
-        for request in self._source.waiting:
-            for sample in request.ids.tolist():
-                try:
-                    decode(reader.read(sample).tobytes())
-                except (UnusableImageError, Unreadable) as problem:
-                    fix = f"restore the shard (`bloodcell verify {self.shards.folder}` lists all bad ones), start again"
-                    return unreadable(self.shards, sample, f"it cannot be decoded: {problem}", fix)
-        return error

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from bloodcell.data.canvas import Canvas
+from bloodcell.data.decoding import pixels_of
 from bloodcell.data.draws import Draws
 from bloodcell.data.operations import Arguments, Crop, Flip, centre_window
 from bloodcell.data.policies import Policy, draw
@@ -18,6 +20,7 @@ from bloodcell.data.readahead import ReadAhead
 from bloodcell.data.reading import Reading
 from bloodcell.data.render import branches, render
 from bloodcell.data.request import Request
+from bloodcell.data.resident import KEPT, HostCache
 from bloodcell.data.shardset import ShardSet
 
 PREFETCH = 2
@@ -37,6 +40,7 @@ class View:
         channels_last: memory layout of the output.
         views: images of each sample in a batch: all samples once, then all again. The first of several is shown
             without what the policy chooses for each image (policies.draw).
+        backend: who does it: "dali", or "cpu", a pool of threads.
     """
 
     size: int
@@ -46,10 +50,11 @@ class View:
     seed: int
     channels_last: bool = True
     views: int = 1
+    backend: str = "dali"
 
 
 class Source:
-    """DALI's callback: takes the next request with its bytes and draws its arguments. Keeps what is under way.
+    """DALI's callbacks: take the next request with its images and draw its arguments. Keep what is under way.
 
     An error is kept in `error`, because DALI passes only its text on.
     """
@@ -57,14 +62,27 @@ class Source:
     def __init__(self, shards: ShardSet, requests: Iterator[Request], view: View, reading: Reading) -> None:
         self.shards, self.view = shards, view
         self.ahead = ReadAhead(shards, requests, reading)
+        self.cache = reading.cache
         self.waiting: deque[Request] = deque()
         self.error: BaseException | None = None
+        self._half_taken: deque[tuple[str, list[Any]]] = deque()
 
-    def __call__(self) -> list[Any]:
-        """Return [image bytes, ids, drawn arguments ...] of the next request; StopIteration after the last."""
+    def images(self) -> list[Any]:
+        """Return the images of the next request: bytes, or pixels (on the host or the GPU) where they are kept."""
+        return self._part("images")
+
+    def arguments(self) -> list[Any]:
+        """Return [ids, drawn arguments ...] of the next request; StopIteration after the last, as `images`."""
+        return self._part("arguments")
+
+    def _part(self, wanted: str) -> list[Any]:
+        """Return one of the two parts of a request: DALI asks for both, in an order of its own."""
+        if self._half_taken and self._half_taken[0][0] == wanted:
+            return self._half_taken.popleft()[1]
         try:
-            request, images = self.ahead.take()
-            arguments = self.arguments(request)
+            request, found = self.ahead.take()
+            drawn = self.drawn(request)
+            images = [self._pixels(*one) for one in zip(request.ids.tolist(), found, strict=True)]
         except StopIteration:
             raise
         except BaseException as error:
@@ -72,9 +90,25 @@ class Source:
             raise
         self.waiting.append(request)
         views = self.view.views
-        return [images * views, np.tile(request.ids, views), *arguments]
+        parts = {"images": images * views, "arguments": [np.tile(request.ids, views), *drawn]}
+        other = next(name for name in parts if name != wanted)
+        self._half_taken.append((other, parts[other]))
+        return parts[wanted]
 
-    def arguments(self, request: Request) -> list[np.ndarray]:
+    def _pixels(self, sample: int, found: np.ndarray) -> Any:
+        """Return what the graph is fed with for a sample; without a cache these are its bytes."""
+        if self.cache is None:
+            return found
+        if isinstance(self.cache, HostCache):
+            if found.ndim == 1:
+                found = pixels_of(self.shards, sample, found)
+                self.cache.put(sample, found)
+            return found
+        if found is KEPT:
+            return self.cache.get(sample)
+        return torch.from_numpy(pixels_of(self.shards, sample, found)).to(self.cache.device)
+
+    def drawn(self, request: Request) -> list[np.ndarray]:
         """Return the window and the operations' arguments of a request, in the order of argument_names()."""
         rows = self.shards.index[request.ids]
         height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
@@ -113,7 +147,7 @@ def folded_flip(policy: Policy) -> int | None:
 
 
 def argument_names(policy: Policy) -> list[str]:
-    """Return the names of the arguments that follow the window, in the order in which Source hands them over."""
+    """Return the names of the arguments that follow the window, in the order in which Source.drawn returns them."""
     one, flip = np.ones(1, dtype=np.int64), folded_flip(policy)
     drawn = draw(policy, Draws(0, 0, one, one), one, one)
     return [name for name in _named(policy, drawn) if name != "window" and name.split(".")[0] != str(flip)]
@@ -125,7 +159,7 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
     images: float32, [n, size, size, 3] (channels last) or [n, 3, size, size], normalised, on the GPU `device_id` or on
     the CPU where that is None; n is `batch` times the view's views. ids: int64 [n], on the CPU.
     """
-    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import fn, pipeline_def
 
     view = source.view
     names, flip = argument_names(view.policy), folded_flip(view.policy)
@@ -143,10 +177,10 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
         enable_conditionals=conditions,  # without them a graph is built faster
     )
     def graph() -> tuple[Any, Any]:
-        fed = fn.external_source(source=source, num_outputs=4 + len(names), batch=True)
-        encoded, ids, start, end = fed[:4]
-        arguments = {name: fed[4 + place] for place, name in enumerate(names)}
-        images = fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed", output_type=types.RGB)
+        fed = fn.external_source(source=source.arguments, num_outputs=3 + len(names), batch=True)
+        ids, start, end = fed[:3]
+        arguments = {name: fed[3 + place] for place, name in enumerate(names)}
+        images = _images(source, device)
         images = resized(images, view, start, end)
         for place, operation in enumerate(view.policy.operations):
             if place != flip:
@@ -186,3 +220,17 @@ def built(graph: Callable[[], Any]) -> Any:
         pipeline = graph()
         pipeline.build()
     return pipeline
+
+
+def _images(source: Source, device: str) -> Any:
+    """Return the node of decoded images on the device, from bytes or from where they are kept."""
+    from nvidia.dali import fn, types
+
+    if source.cache is None:
+        encoded = fn.external_source(source=source.images, batch=True)
+        return fn.decoders.image(encoded, device="cpu" if device == "cpu" else "mixed", output_type=types.RGB)
+    if isinstance(source.cache, HostCache):
+        images = fn.external_source(source=source.images, batch=True, layout="HWC")
+        return images.gpu() if device == "gpu" else images
+    # The pixels of the cache do not change any more, so the graph may read them where they lie.
+    return fn.external_source(source=source.images, batch=True, layout="HWC", device="gpu", no_copy=True)

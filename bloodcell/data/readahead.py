@@ -1,6 +1,6 @@
 """A thread that reads the bytes of coming batches, so that a sample that cannot be read is known before its step.
 
-Only encoded bytes are held: a few hundred kilobytes a micro-batch.
+Encoded bytes are held, a few hundred kilobytes a micro-batch; of images that the cache has, a view of their pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from bloodcell.data.leaving_out import stand_in
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
+from bloodcell.data.resident import KEPT, HostCache
 from bloodcell.data.shardset import Reader, ShardSet, unreadable
 from shards.errors import Fault, Unreadable
 
@@ -42,7 +43,7 @@ class ReadAhead:
         self._thread.start()
 
     def take(self) -> tuple[Request, list[np.ndarray]]:
-        """Return the next request and its images' bytes, uint8 [size] each.
+        """Return the next request and its images: bytes, uint8 [size], or pixels, uint8 [height, width, 3].
 
         Raises:
             StopIteration: there are no more.
@@ -100,13 +101,21 @@ class ReadAhead:
                 self._ended = True
                 self._change.notify_all()
 
+    def _kept(self, sample: int, reader: Reader) -> np.ndarray:
+        cache, pixels = self.reading.cache, None
+        if isinstance(cache, HostCache):
+            pixels = cache.get(sample)
+        elif cache is not None and cache.has(sample):
+            pixels = KEPT
+        return reader.read(sample) if pixels is None else pixels
+
     def _images(self, reader: Reader, request: Request) -> tuple[Request, list[np.ndarray]]:
         images: dict[int, np.ndarray] = {}
         problems: dict[int, Unreadable] = {}
         for row, sample in enumerate(request.ids.tolist()):
             self._since, self._sample = time.monotonic(), sample
             try:
-                images[row] = reader.read(sample)
+                images[row] = self._kept(sample, reader)
             except Unreadable as problem:
                 if not self.reading.skip:
                     raise

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bloodcell.data.resident import DeviceCache, HostCache
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -14,9 +16,11 @@ class Reading:
         skip: leave samples out that cannot be read (leaving_out.py); without it they end the run.
         patience: seconds that reading one sample may take.
         depth: requests that are read ahead of the one that was taken.
+        cache: where decoded images are kept, if they are.
     """
 
     check: bool = True
     skip: bool = False
     patience: float = 60.0
     depth: int = 2
+    cache: HostCache | DeviceCache | None = None

@@ -27,7 +27,7 @@ def make_reading(config: Config, slots: int = 0, skip: bool = False) -> Reading:
 def training_batches(job: Job, first: int) -> Stages:
     """Return what gives this rank its micro-batches from the step `first` on, each of its step's size."""
     ranks, plan, data = job.ranks, job.plan, job.config.data
-    reading = make_reading(job.config, plan.slots, data.on_error == "skip")
+    reading = replace(make_reading(job.config, plan.slots, data.on_error == "skip"), cache=job.cache)
 
     def stage(size: int, begin: int, end: int) -> Stage:
         requests = training_requests(job.order, ranks.world, ranks.rank, begin, end)

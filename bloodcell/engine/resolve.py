@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from bloodcell.config import Config, override
+from bloodcell.data.backends import choose_backend
+from bloodcell.data.policies import find_policy
 from bloodcell.ranks import Ranks, choose_device, cores_per_rank
 
 
@@ -20,20 +22,22 @@ class Machine:
 
 
 def resolve(config: Config, ranks: Ranks, machine: Machine | None = None) -> Config:
-    """Return the config with device, precision and threads decided for `machine` (this one) and paths made absolute.
+    """Return the config with device, backend, precision and threads decided for `machine` (this one), paths absolute.
 
     Raises:
-        BadInput: a device is asked for that is not here, where here matters.
+        BadInput: a device is asked for that is not here, where here matters; a backend that cannot do the policy.
     """
     if machine is None:
         device, cores = choose_device(ranks, config.engine.device), cores_per_rank(ranks)
     else:
         wanted = machine.device if config.engine.device == "auto" else config.engine.device
         device, cores = torch.device(wanted), machine.cores
+    policy, elsewhere = find_policy(config.data.policy), machine is not None
     return override(
         config,
         {
             "data.set": str(Path(config.data.set).resolve()),
+            "data.backend": choose_backend(config.data.backend, policy, device.type, elsewhere),
             "data.threads": config.data.threads or _loader_threads(cores, device),
             "engine.device": device.type,
             "engine.precision": _precision(config.engine.precision, device),

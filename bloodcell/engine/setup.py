@@ -12,14 +12,17 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bloodcell.config import Config
+from bloodcell.data.backends import describe_backend
 from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
+from bloodcell.data.resident import DeviceCache, HostCache
 from bloodcell.data.sampling import dealt, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
 from bloodcell.engine.batches import make_reading
+from bloodcell.engine.caching import open_cache
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
@@ -63,6 +66,7 @@ class Job:
     checkpoints: Checkpoints
     tracker: Tracker
     lead: Lead
+    cache: HostCache | DeviceCache | None
     stall_seconds: float = 0.0
     """How long training waited for the last checkpoint."""
     told_left_out: int = -1
@@ -220,7 +224,10 @@ def make_view(config: Config) -> View:
     """Return how images become input of the model."""
     known = zoo.spec(config.model.name)
     policy = find_policy(config.data.policy)
-    return View(config.data.size, known.mean, known.std, policy, config.train.seed, config.engine.channels_last)
+    last, backend = config.engine.channels_last, config.data.backend
+    if backend == "auto":  # a run of the time when there was DALI only
+        backend = "dali"
+    return View(config.data.size, known.mean, known.std, policy, config.train.seed, last, backend=backend)
 
 
 def make_network(config: Config, classes: int) -> nn.Module:
@@ -264,7 +271,12 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         say(freezing.describe(freezing.first))
     strategy = make_strategy(model, optimizer, device, config, plan.slots)
     strategy.warm_up(*example(config, device))
+    if ranks.first:
+        say(describe_backend(view.backend, view.policy, device.type, config.data.threads))
+    cache = open_cache(config, shards, ranks, device)
     inference = make_inference(config, run.path.name, shards, view, device, ranks)
+    if isinstance(cache, HostCache):  # its pixels are those of an evaluation afterwards
+        inference = replace(inference, reading=replace(inference.reading, cache=cache))
     return Job(
         config=config,
         run=run,
@@ -284,6 +296,7 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         checkpoints=Checkpoints(run.path / "checkpoints", config.train.keep, ranks.rank, ranks.world),
         tracker=Tracker(),
         lead=Lead(speaks=ranks.first),
+        cache=cache,
     )
 
 

@@ -20,7 +20,7 @@ class Graph(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         view = make_view(classifier.config)
-        self.window = Window(view.size)
+        self.window = Window(view.size, view.backend)
         self.model = classifier.model
         self.register_buffer("mean", torch.tensor(view.mean).reshape(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(view.std).reshape(1, 3, 1, 1) * 255, persistent=False)

@@ -8,6 +8,12 @@ from typing import Any
 
 BENCHES = {
     "data": ("jobs.bench.data", "the loader beside torchvision's ImageFolder and decode_image on the same files"),
+    "train": ("jobs.bench.training", "the time to a result on a set, whole commands, beside a plain loop"),
+    "gpu": (
+        "jobs.bench.gpu",
+        "its tests, networks on real images, decoding, on a GPU; an interrupted one goes on",
+    ),
+    "compare": ("jobs.bench.comparing", "two results side by side: the figures of the second as ratios to the first"),
     "split": ("jobs.bench.split", "the shares of a split beside those of scikit-learn on the same groups"),
     "evaluate": ("jobs.bench.evaluation", "time and memory of judging 10^7 predictions with every section"),
     "order": ("jobs.bench.order", "the sample order of 1,024 ranks and 10^8 samples, checked and timed"),

@@ -1,4 +1,4 @@
-"""`bloodcell bench data --policy ...`: images a second of our loader under augmentation policies, interleaved."""
+"""`bloodcell bench data --policy ...`: images a second under augmentation policies, by DALI and by the CPU backend."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH = 64
 
 
 def run(folder: Path, names: Sequence[str], size: int, images: int, threads: int, repeats: int) -> Result:
-    """Time the loader on the CPU over `images` training images a repeat under each policy.
+    """Time the loader on the CPU over `images` training images a repeat under each policy, with both backends.
 
     Both figures count from the first batch on: building a pipeline takes seconds where a policy chooses operations.
 
@@ -33,22 +33,32 @@ def run(folder: Path, names: Sequence[str], size: int, images: int, threads: int
     if min(size, threads, repeats) < 1 or images < 8 * BATCH:
         raise BadInput("a number is too small", "bench data", f"give at least {8 * BATCH} images")
     shards = ShardSet.open(folder)
-    wall: dict[str, list[float]] = {name: [] for name in names}
-    cpu: dict[str, list[float]] = {name: [] for name in names}
+    labels = {f"{name} ({backend})": (name, backend) for name in names for backend in ("dali", "cpu")}
+    wall: dict[str, list[float]] = {label: [] for label in labels}
+    cpu: dict[str, list[float]] = {label: [] for label in labels}
     cases: dict[str, Callable[[], float]] = {
-        name: partial(_time, shards, find_policy(name), size, images, threads, wall[name], cpu[name]) for name in names
+        label: partial(_time, shards, find_policy(name), backend, size, images, threads, wall[label], cpu[label])
+        for label, (name, backend) in labels.items()
     }
     interleaved(cases, repeats)
     rows = []
     for title, unit, figures in (("wall", "images/s", wall), ("cpu", "images/CPU-s", cpu)):
-        for name in names:
-            rows.append(measured(f"{name}, {title}", figures[name], unit, f"{names[0]}, {title}", figures[names[0]]))
+        for label, (name, backend) in labels.items():
+            base = f"{name if backend == 'cpu' else names[0]} (dali)"
+            rows.append(measured(f"{label}, {title}", figures[label], unit, f"{base}, {title}", figures[base]))
     flags = f"--size {size} --images {images} --workers {threads} --repeats {repeats}"
     return Result(f"bloodcell bench data {folder} --policy {' '.join(names)} {flags}", rows)
 
 
 def _time(
-    shards: ShardSet, policy: Policy, size: int, images: int, threads: int, wall: list[float], cpu: list[float]
+    shards: ShardSet,
+    policy: Policy,
+    backend: str,
+    size: int,
+    images: int,
+    threads: int,
+    wall: list[float],
+    cpu: list[float],
 ) -> float:
     import torch
 
@@ -58,7 +68,7 @@ def _time(
 
     name = next(split for split in shards.info.splits if split.endswith("train"))
     order = BatchOrder(NaturalPlan(shards.ranges(name)), 0, BATCH, 1)
-    view = View(size, (0.5,) * 3, (0.25,) * 3, policy, 0)
+    view = View(size, (0.5,) * 3, (0.25,) * 3, policy, 0, backend=backend)
     requests = training_requests(order, 1, 0, 0, images // BATCH)
     with Loader(shards, requests, view, BATCH, threads, torch.device("cpu")) as loader:
         batches = iter(loader)

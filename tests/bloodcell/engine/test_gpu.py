@@ -100,3 +100,38 @@ def test_weights_trained_on_the_gpu_are_judged_on_the_cpu(small_set: Path, tmp_p
         for device in ("cuda", "cpu")
     ]
     assert values[0] == pytest.approx(values[1], abs=0.03)
+
+
+def test_images_in_the_memory_of_the_gpu_are_those_of_decoding(small_set: Path) -> None:
+    """Tolerance: the JPEG unit and the kernels beside it may round a few levels apart: 2 on average, 99 % within 8."""
+    from bloodcell.data.filling import fill
+    from bloodcell.data.reading import Reading
+    from bloodcell.data.resident import DeviceCache, HostCache, Layout
+
+    shards, device = ShardSet.open(small_set), torch.device("cuda", 0)
+    layout = Layout(shards, np.arange(*shards.ranges("train")[0]))
+    view = View(40, (0.0,) * 3, (1.0,) * 3, POLICIES["rotate"], seed=2)
+    order = BatchOrder(NaturalPlan(shards.ranges("train")), 2, 16, 1)
+    on_device = DeviceCache(layout, device)
+    fill(on_device, shards, 2, True)
+    assert all(on_device.has(int(sample)) for sample in layout.ids)
+
+    def batches(cache: DeviceCache | HostCache | None) -> list[torch.Tensor]:
+        requests = training_requests(order, 1, 0, 0, 2 * order.steps_per_epoch)
+        with Loader(shards, requests, view, 16, 2, device, Reading(cache=cache)) as loader:
+            return [batch.images.cpu() for batch in loader]
+
+    reference = batches(None)
+    for cache in (on_device, HostCache(layout, HostCache.create())):
+        for ours, theirs in zip(batches(cache), reference, strict=True):
+            difference = (ours - theirs).abs().numpy() * 255
+            assert difference.mean() <= 2
+            assert np.quantile(difference, 0.99) <= 8
+
+
+def test_a_run_with_images_on_the_gpu_learns_and_goes_on(small_set: Path, tmp_path: Path) -> None:
+    arguments = ("train", "resnet10t", "--data", small_set, "--run", tmp_path / "run", *RUN)
+    done = bloodcell(*arguments, "--data.cache", "device", timeout=900)
+    assert done.code == 0, done.err
+    assert "decoded images stay in memory (device)" in done.err
+    assert bloodcell(*arguments, "--train.epochs", 3, timeout=900).code == 0

@@ -1,0 +1,51 @@
+"""Measurements that may be interrupted: each finished part is kept in a file, and the next start does what is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.result import Row
+from shards.atomic import write_json
+from shards.console import say
+from shards.errors import BadInput
+
+
+def resumed(parts: dict[str, Callable[[], list[Row]]], file: Path, about: dict[str, Any]) -> list[Row]:
+    """Return the rows of all parts, in their order; those that the file has are not measured again.
+
+    Args:
+        parts: name -> what measures it.
+        file: where rows are kept, JSON; it is written after each part.
+        about: what must be the same for rows to belong together, such as the device.
+
+    Raises:
+        BadInput: the file is of something else, or no such file.
+    """
+    kept = _read(file, about)
+    for name, measure in parts.items():
+        if name in kept:
+            say(f"{name}: measured before")
+            continue
+        say(f"{name} ...")
+        kept[name] = measure()
+        rows = {part: [asdict(row) for row in found] for part, found in kept.items()}
+        write_json(file, {"about": about, "parts": rows})
+    return [row for name in parts for row in kept[name]]
+
+
+def _read(file: Path, about: dict[str, Any]) -> dict[str, list[Row]]:
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        rows = {name: [Row(**row) for row in found] for name, found in content["parts"].items()}
+        same = content["about"] == about
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"the kept measurements cannot be read: {error}", file, "remove the file") from error
+    if not same:
+        raise BadInput(f"the kept measurements are of {content['about']}", file, "name another file with --state")
+    return rows
