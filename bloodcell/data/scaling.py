@@ -3,8 +3,8 @@
 An antialiased linear resize gives output pixel i of a window the mean of the source pixels j under a triangle around
 its centre, as wide as an output pixel where it shrinks. The backends differ in two things. DALI repeats the border
 beyond the image; torchvision's and PIL's kernels leave out what is beyond, and round to whole values after the first
-axis too. Measured on the CPU, levels of 255: at most one from DALI, two from the others (their weights are integers), in
-few pixels.
+axis too. Measured on the CPU, levels of 255: at most one from DALI, two from the others (their weights are integers),
+in few pixels.
 """
 
 from __future__ import annotations

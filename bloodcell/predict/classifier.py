@@ -132,13 +132,12 @@ class Classifier:
                     batch, good = [], 0
             yield from self._answers(batch)
 
-    @torch.inference_mode()
     def logits(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 [pictures, classes] of up to a batch of pictures, uint8 [height, width, 3] RGB."""
         if not pictures:
             return np.empty((0, len(self.classes)), dtype=np.float32)
         shown = self._pixels(pictures)
-        with autocast(self.device, self.config.engine.precision):
+        with torch.inference_mode(), autocast(self.device, self.config.engine.precision):
             found = oriented_logits(self.model, shown, self.orientations)
         return np.asarray(found[: len(pictures)].cpu().numpy())
 
