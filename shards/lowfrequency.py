@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.features import ORIENTATIONS
+from shards.spooled import Records
 
 SIDE = 8  # frequencies along each axis, in half cycles
 _LENGTH = 1024  # of a descriptor
@@ -23,9 +24,7 @@ _ROWS = 4096  # pictures worked on at a time
 _BLOCK = 256  # descriptors compared with all others at a time
 
 
-def describe(
-    thumbnails: NDArray[np.uint8], others: NDArray[np.uint8] | None = None, dtype: type = np.float32
-) -> NDArray:
+def describe(thumbnails: Records, others: NDArray[np.uint8] | None = None, dtype: type = np.float32) -> NDArray:
     """Return descriptors [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t], and behind them those of `others`.
 
     Each frequency is divided by its spread over the set, in all eight orientations, after its mean is taken off:
@@ -47,7 +46,7 @@ def describe(
     return descriptors
 
 
-def frequencies(thumbnails: NDArray[np.uint8]) -> Iterator[NDArray[np.float64]]:
+def frequencies(thumbnails: Records) -> Iterator[NDArray[np.float64]]:
     """Yield the lowest cosine frequencies [_ROWS, SIDE, SIDE] of thumbnails uint8 [n, t, t], as whole numbers."""
     side = thumbnails.shape[-1]
     angle = np.pi / (2 * side) * (2 * np.arange(side) + 1) * np.arange(SIDE)[:, None]
@@ -56,7 +55,7 @@ def frequencies(thumbnails: NDArray[np.uint8]) -> Iterator[NDArray[np.float64]]:
         yield waves @ thumbnails[start : start + _ROWS].astype(np.float64) @ waves.T
 
 
-def _of_the_set(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _of_the_set(thumbnails: Records) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and spread [SIDE, SIDE] of the frequencies of thumbnails [n, t, t] over all orientations."""
     nothing = np.zeros((SIDE, SIDE))
     if not len(thumbnails):
