@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from shards.features import ORIENTATIONS, orient
 from shards.spooled import Records
 
-_PER_TASK = 4096  # pairs that a thread is given at a time
+_PER_TASK = 1024  # pairs that a thread is given at a time
 _CHUNK = 128  # pairs aligned at a time: their pictures stay in the processor's cache
 _COARSE_STEPS = 2
 _FULL_STEPS = 2

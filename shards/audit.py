@@ -193,10 +193,12 @@ class _Search:
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
         """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""
         rows = len(self.part)
+        codes = np.zeros(0, np.int64)
         with threadpool_limits(1), ThreadPoolExecutor(self.workers) as pool:
-            found = list(pool.map(lambda job: self._similar(*job), self._jobs()))
-        self.compared = sum(len(few) * len(others) for few, others in self._jobs())
-        codes = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+            for cells in self.cells:  # one after the other: the jobs of all of them would take much memory
+                jobs = list(self._jobs(cells))
+                self.compared += sum(len(few) * len(others) for few, others in jobs)
+                codes = np.unique(np.concatenate([codes, *pool.map(lambda job: self._similar(*job), jobs)]))
         pairs, turns = np.divmod(codes, ORIENTATIONS)
         a, b = np.divmod(pairs, rows)
         values = compare(self.thumbnails, a, self.thumbnails, b, turns, workers=self.workers)
@@ -220,16 +222,15 @@ class _Search:
             fits[chosen[aligned >= correlation]] = True
         return len(fits), int(fits.sum())
 
-    def _jobs(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def _jobs(self, cells: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield rows of one part and rows of other parts in the same cell, to be compared with each other."""
-        for cells in self.cells:
-            order = np.argsort(cells[: len(self.part)], kind="stable")
-            for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
-                by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
-                by_part.sort(key=len)
-                for place, few in enumerate(by_part[:-1]):
-                    others = np.concatenate(by_part[place + 1 :])
-                    yield from ((few[start : start + _STRIP], others) for start in range(0, len(few), _STRIP))
+        order = np.argsort(cells[: len(self.part)], kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
+            by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
+            by_part.sort(key=len)
+            for place, few in enumerate(by_part[:-1]):
+                others = np.concatenate(by_part[place + 1 :])
+                yield from ((few[start : start + _STRIP], others) for start in range(0, len(few), _STRIP))
 
     def _similar(self, few: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return codes (a * rows + b) * 8 + orientation of the similar ones: turned b, of the few, is like a."""

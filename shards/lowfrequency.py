@@ -21,6 +21,7 @@ from shards.spooled import Records
 SIDE = 8  # frequencies along each axis, in half cycles
 _LENGTH = 1024  # of a descriptor
 _ROWS = 4096  # pictures worked on at a time
+_PART = 256  # of which so many are whole numbers of 8 bytes at a time; divides _ROWS
 _BLOCK = 256  # descriptors compared with all others at a time
 
 
@@ -52,7 +53,8 @@ def frequencies(thumbnails: Records) -> Iterator[NDArray[np.float64]]:
     angle = np.pi / (2 * side) * (2 * np.arange(side) + 1) * np.arange(SIDE)[:, None]
     waves = np.rint(64 * np.cos(angle))
     for start in range(0, len(thumbnails), _ROWS):
-        yield waves @ thumbnails[start : start + _ROWS].astype(np.float64) @ waves.T
+        parts = range(start, min(start + _ROWS, len(thumbnails)), _PART)
+        yield np.concatenate([waves @ thumbnails[i : i + _PART].astype(np.float64) @ waves.T for i in parts])
 
 
 def _of_the_set(thumbnails: Records) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

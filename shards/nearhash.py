@@ -28,7 +28,7 @@ _NEIGHBOURS = (
 _PER_IMAGE = 64  # candidates per image on average, at most; where there are more the closest hashes are taken
 _MOST = 1 << 23  # candidates in all, at most
 _SLICE = 1 << 16  # sorted hashes looked at together: they fit the processor's cache
-_BLOCK = 1 << 20  # hashes compared at a time
+_BLOCK = 1 << 18  # hashes compared at a time
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd multipliers that spread bits upwards
 
 

@@ -67,13 +67,13 @@ class Items(Sequence[Item]):
         return next(self.at(np.array([range(len(self))[place]])))
 
     def __iter__(self) -> Iterator[Item]:
-        return self.at(np.arange(len(self)))
+        for start in range(0, len(self), _BLOCK):
+            yield from _made(self[start : start + _BLOCK]._rows(), self._kind)
 
     def at(self, rows: np.ndarray) -> Iterator[Item]:
         """Yield the items at these positions, int64 [n]."""
-        places = self._places(rows)
-        for start in range(0, len(places), _BLOCK):
-            yield from _made(self._batch.take(pa.array(places[start : start + _BLOCK])), self._kind)
+        for start in range(0, len(rows), _BLOCK):
+            yield from _made(self._batch.take(pa.array(self._places(rows[start : start + _BLOCK]))), self._kind)
 
     def taken(self, rows: np.ndarray) -> Items:
         """Return a copy of the items at these positions, int64 [n], that holds nothing of the others."""
@@ -81,7 +81,7 @@ class Items(Sequence[Item]):
 
     def column(self, name: str) -> pa.Array:
         """Return a column; `path` as bytes."""
-        return self._batch.column(name).take(pa.array(self._places(np.arange(len(self)))))
+        return self._rows([name]).column(0)
 
     def each(self, name: str) -> Iterator[str]:
         """Yield the texts of a column one after the other."""
@@ -102,6 +102,13 @@ class Items(Sequence[Item]):
     def by_source(self) -> Items:
         """Return the items sorted by their names."""
         return self.taken(pc.array_sort_indices(self.column("source")).to_numpy())
+
+    def _rows(self, names: list[str] | None = None) -> pa.RecordBatch:
+        """Return some columns of the window, shared with the others where its items lie side by side."""
+        batch = self._batch.select(names) if names else self._batch
+        if self._window.step == 1:
+            return batch.slice(self._window.start, len(self))
+        return batch.take(pa.array(self._places(np.arange(len(self)))))
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         return self._window.start + self._window.step * np.asarray(rows, np.int64)
