@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from shards.examine import Image
-from shards.sources import Items
+from shards.sources import Item, Items
 
 RECORD_DTYPE = np.dtype(
     [
@@ -58,7 +58,9 @@ class Images(Sequence[Image]):
             digests = bytes.fromhex(image.sha256), bytes.fromhex(image.pixels_sha256)
             seen = (image.crc32, image.size, image.width, image.height, image.chunk, image.offset)
             records[place] = (place, kind, *digests, *seen)
-        return cls(Items.of(image.item for image in images), records, list(kinds))
+        classes = {type(image.item) for image in images}
+        items = Items.of((image.item for image in images), Item if len(classes) > 1 else None)
+        return cls(items, records, list(kinds))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ from shards.errors import BadInput, EnvironmentFault
 from shards.examine import Image
 from shards.format import SAMPLES_SCHEMA
 from shards.images import EXTENSIONS
+from shards.parallel import chunked
 from shards.samples import Sample, Samples
 from shards.tar import ShardSummary, ShardWriter, index_path
 
@@ -28,7 +29,7 @@ PLAN_VERSION = 1
 """Of what is written; to be raised when the same plan would give other bytes."""
 
 _ROWS = 4096
-"""Rows of the sample table made at a time."""
+"""Texts of the sample table made at a time."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each sample
 
@@ -201,26 +202,28 @@ def row(sample: Sample, classes: list[str]) -> dict[str, Any]:
 
 def sample_table(samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray) -> pa.Table:
     """Return the sample table; `numbers` are the shards of the samples, `offsets` where their image bytes begin."""
-    blocks = range(0, len(samples), _ROWS)
-    parts = [_rows(samples[i : i + _ROWS], classes, numbers[i : i + _ROWS], offsets[i : i + _ROWS]) for i in blocks]
-    return pa.concat_tables([SAMPLES_SCHEMA.empty_table(), *parts])
-
-
-def _rows(samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray) -> pa.Table:
     images = samples.images
     kinds = [images.kinds[kind] for kind in images.column("kind").tolist()]
     columns: dict[str, Any] = {
-        "key": samples.keys.to_pylist(),
+        "key": samples.keys,
         "split": samples.parts,
         "label": samples.labels,
-        "class": [classes[label] for label in samples.labels.tolist()],
+        "class": (classes[label] for label in samples.labels.tolist()),
         "group": samples.groups,
-        "source": list(images.sources()),
-        "sha256": list(images.hexadecimal("sha256")),
-        "mode": [kind[0] for kind in kinds],
-        "format": [kind[1] for kind in kinds],
+        "source": images.sources(),
+        "sha256": images.hexadecimal("sha256"),
+        "mode": (kind[0] for kind in kinds),
+        "format": (kind[1] for kind in kinds),
         "shard": numbers,
         "offset": offsets,
     }
     columns |= {name: images.column(name) for name in ("crc32", "width", "height", "size")}
-    return pa.table({name: pa.array(columns[name], SAMPLES_SCHEMA.field(name).type) for name in SAMPLES_SCHEMA.names})
+    schema = SAMPLES_SCHEMA
+    return pa.table({name: _column(columns[name], schema.field(name).type) for name in schema.names}, schema)
+
+
+def _column(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
+    """Return an Arrow array of a type; texts are turned into it some thousand at a time."""
+    if isinstance(values, np.ndarray | pa.Array):
+        return pa.array(values).cast(kind)
+    return pa.concat_arrays([pa.array([], kind), *(pa.array(some, kind) for some in chunked(values, _ROWS))])

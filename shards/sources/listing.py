@@ -37,15 +37,19 @@ class Items(Sequence[Item]):
         self._batch, self._kind, self._window = batch, kind, window
 
     @classmethod
-    def of(cls, items: Iterable[Item]) -> Items:
-        """Return the items as columns; they are taken one after the other, so a generator never has them all."""
+    def of(cls, items: Iterable[Item], kind: type[Item] | None = None) -> Items:
+        """Return the items as columns; they are taken one after the other, so a generator never has them all.
+
+        `kind` is the class whose fields are kept; None: that of the first item.
+        """
         if isinstance(items, cls):
             return items
-        kind, tables = Item, []
+        tables = []
         for block in chunked(items, _BLOCK):
-            kind = type(block[0])
+            kind = kind or type(block[0])
             columns = {name: [getattr(item, name) for item in block] for name in _schema(kind).names}
             tables.append(pa.table({**columns, "path": list(map(os.fsencode, columns["path"]))}, _schema(kind)))
+        kind = kind or Item
         table = pa.concat_tables([_schema(kind).empty_table(), *tables]).unify_dictionaries().combine_chunks()
         batches = table.to_batches()
         return cls._whole(batches[0] if batches else pa.RecordBatch.from_pylist([], _schema(kind)), kind)
