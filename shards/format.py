@@ -188,6 +188,7 @@ def write_samples(folder: Path, table: pa.Table) -> None:
         # Not np.save: on a full disk it raises an OSError that does not say so.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(index))
         file.write(index.view(np.uint8).data)
+    pa.default_memory_pool().release_unused()  # what pages of the table were compressed in
 
 
 def read_samples(folder: Path, columns: list[str] | None = None, info: DatasetInfo | None = None) -> pa.Table:

@@ -79,10 +79,11 @@ def spooled(parts: Iterable[np.ndarray], dtype: np.dtype, path: Path) -> Records
     count = 0
     path.unlink(missing_ok=True)  # who reads what lay under this name goes on reading it
     with disk_errors(path):
-        file = open(path, "xb+", buffering=0)  # noqa: SIM115  read as long as the records are there
+        file = open(path, "xb+")  # noqa: SIM115  read as long as the records are there
         for part in parts:
             file.write(np.ascontiguousarray(part, dtype).view(np.uint8).data)
             count += len(part)
+        file.flush()
     return Spooled(file, dtype, np.arange(count), path)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow as pa
+
 from shards.console import say, warn
 from shards.definitions import Definition, read_definition
 from shards.errors import BadInput, nearest
@@ -100,6 +102,7 @@ def gathered(request: Request) -> Iterator[Listing]:
             listing = _relabelled(listing, Path(request.labels))
         if not request.one_class:
             check_classes(listing.items, request.where)
+        pa.default_memory_pool().release_unused()  # columns of the listings that this one was made from
         yield listing
 
 

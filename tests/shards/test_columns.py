@@ -87,7 +87,8 @@ def test_items_of_a_set_keep_their_place_in_the_tar() -> None:
 
 def test_columns_say_what_their_rows_say() -> None:
     order = np.random.default_rng(0).permutation(3000)
-    columns, objects = Images.of(images()).taken(order), [images()[i] for i in order]
+    made = images()
+    columns, objects = Images.of(made).taken(order), [made[i] for i in order]
     assert list(columns) == objects
     assert columns.texts("group") == [image.item.group for image in objects]
     assert columns.column("size").tolist() == [image.size for image in objects]
