@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.features import ORIENTATIONS, orient
+from shards.spooled import Records
 
-_PER_TASK = 4096  # pairs that a thread is given at a time
+_PER_TASK = 1024  # pairs that a thread is given at a time
 _CHUNK = 128  # pairs aligned at a time: their pictures stay in the processor's cache
 _COARSE_STEPS = 2
 _FULL_STEPS = 2
@@ -35,9 +36,9 @@ _RIM = 3  # pixels at the edge that are not compared: they may come from outside
 
 
 def compare(
-    first: NDArray[np.uint8],
+    first: Records,
     a: NDArray[np.int64],
-    second: NDArray[np.uint8],
+    second: Records,
     b: NDArray[np.int64],
     turns: NDArray[np.int64],
     *,

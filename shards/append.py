@@ -11,31 +11,36 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from shards.atomic import disk_errors, open_atomic
 from shards.chunks import Chunk, cut, load
-from shards.compose import counts, personal_fields, rejected_text, warn_of_personal, write_shards
+from shards.compose import counts, identity, personal_fields, rejected_text, warn_of_personal, write_shards
 from shards.console import say
 from shards.decisions import read_decisions
 from shards.divide import judge
 from shards.errors import BadInput, nearest
-from shards.examine import KEPT, Packed, Reject, Seen
+from shards.examine import KEPT, Packed, Reject
 from shards.extend import Joined, Standing, extend
-from shards.format import DatasetInfo, fingerprint, read_dataset, read_samples, write_dataset, write_samples
+from shards.format import DatasetInfo, read_dataset, read_samples, write_dataset, write_samples
 from shards.pack import Packing, PackOptions, examine_chunks, identified, request, result
 from shards.report import write_set_report
-from shards.sources import Item, as_text
+from shards.samples import Samples
+from shards.sources import Items, as_text
 from shards.sources.gather import gathered
 from shards.treat import Treatment
 from shards.ways import named_splits, shares_record
 from shards.work import Work, alone, going_on
-from shards.write import Sample, ShardPlan, plan_shards, sample_table
+from shards.write import ShardPlan, plan_shards, sample_table
 
 OF_THE_SET = ("split", "folds", "seed", "keep_splits", "near", *(leaf.name for leaf in fields(Treatment)))
 """Options that a set keeps: what joins it is treated and divided like what is in it."""
 
 SHARD = re.compile(r"(?P<part>.+)-(?P<number>\d{6})\.(tar|idx|tar\.partial)")
+
+_ROWS = 1024
+"""Rows of the sample table that are turned into items at a time."""
 
 UNFINISHED = re.compile(r"\.(.+\.idx|samples\.(parquet|npy)|rejected\.csv|report\.html|dataset\.json)\.partial\.\d+")
 """Files that were being written when a process was killed."""
@@ -49,12 +54,14 @@ class Growth:
         folder: where it lies.
         info: what it is now.
         packing: the new images; its options are those of the set where the set has a say.
+        items: the images of the set.
         old: the chunks in which the images of the set are looked at again.
     """
 
     folder: Path
     info: DatasetInfo
     packing: Packing
+    items: Items
     old: list[Chunk]
 
 
@@ -96,7 +103,7 @@ def _prepared(source: Path, target: Path, options: PackOptions, work: Work) -> I
     if set(info.split["fractions"]) - set(info.samples):
         raise BadInput("the set is not divided by shares", target, "pack all images into a new set")
     with gathered(replace(request(source, target, options), one_class=True)) as listing:
-        unknown = sorted({item.label for item in listing.items} - set(info.classes))
+        unknown = sorted(set(listing.items.distinct("label")) - set(info.classes))
         if unknown:
             fix = nearest(unknown[0], info.classes) or f"its classes are {', '.join(info.classes)}; --labels maps names"
             raise BadInput(f"the set has no class {unknown[0]!r}", source, fix)
@@ -104,8 +111,9 @@ def _prepared(source: Path, target: Path, options: PackOptions, work: Work) -> I
         chunks = cut(work.folder, listing.items, options.treatment)
         identity = identified(source, options, chunks)
         identity = replace(identity, options={**identity.options, "set": info.fingerprint})
-        old = cut(work.folder / "set", _packed(target, info), KEPT)
-        yield Growth(target, info, Packing(listing, source, options, identity, chunks), old)
+        items = _packed(target, info)
+        old = cut(work.folder / "set", items, KEPT)
+        yield Growth(target, info, Packing(listing, source, options, identity, chunks), items, old)
 
 
 def _options(info: DatasetInfo, options: PackOptions) -> PackOptions:
@@ -130,13 +138,14 @@ def _options(info: DatasetInfo, options: PackOptions) -> PackOptions:
     return replace(options, **{**own, "keep_splits": False})
 
 
-def _packed(folder: Path, info: DatasetInfo) -> list[Item]:
+def _packed(folder: Path, info: DatasetInfo) -> Items:
     """Return the images of a set as items, by id."""
     kept = {"source": "source", "class": "label", "group": "group", "split": "part"}
     kept |= {name: name for name in ("key", "offset", "size", "sha256")}
     table = read_samples(folder, ["shard", *kept], info).rename_columns(["shard", *kept.values()])
     paths = [folder / shard.file for shard in info.shards]
-    return [Packed(path=paths[row.pop("shard")], **row) for row in table.to_pylist()]
+    rows = (row for batch in table.to_batches(_ROWS) for row in batch.to_pylist())
+    return Items.of(Packed(path=paths[row.pop("shard")], **row) for row in rows)
 
 
 @contextmanager
@@ -163,16 +172,16 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
     """Join, audit, and write: shards, tables and report first, dataset.json last."""
     info, packing, folder = growth.info, growth.packing, growth.folder
     options, items = packing.options, packing.listing.items
-    dropped = read_decisions(Path(options.decisions), {item.source for item in items}) if options.decisions else {}
-    standing = _standing(growth, load(growth.old))
-    seen = load(packing.chunks)
+    dropped = read_decisions(Path(options.decisions), set(items.each("source"))) if options.decisions else {}
+    standing = _standing(growth)
+    seen = load(packing.chunks, items)
     joined = extend(
         standing, items, seen, near=options.near, mend=options.near and not options.allow_leaks, dropped=dropped
     )
     _check_something(joined, packing)
-    everything = [*standing.samples, *joined.samples]
+    everything = Samples.of([*standing.samples, *joined.samples])
     audited = judge(everything, joined.audit, options.allow_leaks, keep_splits=False)
-    warn_of_personal(joined.samples)
+    warn_of_personal(joined.samples.images)
     with disk_errors(folder):
         taken = {part: _next_number(info, part) for part in info.samples}
         plans = plan_shards(
@@ -180,7 +189,7 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
         )
         _clear(growth, plans)
         shards, offsets = write_shards(plans, packing.workers, info.total)
-        numbers = [number for number, plan in enumerate(plans, len(info.shards)) for _ in plan.samples]
+        numbers = len(info.shards) + np.repeat(np.arange(len(plans)), [len(plan.samples) for plan in plans])
         new = sample_table(joined.samples, info.classes, numbers, offsets)
         write_samples(folder, pa.concat_tables([read_samples(folder, None, info), new]))
         _write_rejected(folder / "rejected.csv", info.rejected, joined.rejected)
@@ -195,7 +204,7 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
         }
         extra = {
             **info.extra,
-            **personal_fields(everything),
+            **personal_fields(everything.images),
             "duplicates": _findings(info, joined),
             "appended": [*info.extra.get("appended", []), entry],
         }
@@ -209,7 +218,7 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
             audit=audited,
             images_in=info.images_in + len(items),
             rejected=info.rejected + len(joined.rejected),
-            fingerprint=fingerprint(info.classes, [(s.part, s.label, s.image.sha256) for s in everything]),
+            fingerprint=identity(everything, info.classes),
             extra=extra,
         )
         write_set_report(folder, grown)
@@ -217,17 +226,15 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
     return grown
 
 
-def _standing(growth: Growth, seen: Seen) -> Standing:
-    info = growth.info
+def _standing(growth: Growth) -> Standing:
+    info, items = growth.info, growth.items
+    seen = load(growth.old, items)
     if seen.rejected:
         item = seen.rejected[0].item
         raise BadInput(f"{item.source} of the set does not decode any more", item.path, "pack all images anew")
     place = {name: i for i, name in enumerate(info.classes)}
-    samples = [
-        Sample(image, image.item.key, place[image.item.label], image.item.group, image.item.part)
-        for image in seen.images
-        if isinstance(image.item, Packed)
-    ]
+    labels = np.array([place[name] for name in items.texts("label")], np.int64)
+    samples = Samples(seen.images, items.column("key"), labels, items.texts("group"), items.texts("part"))
     fractions = dict(info.split["fractions"])
     appended = len(info.extra.get("appended", []))
     return Standing(

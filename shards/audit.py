@@ -14,7 +14,7 @@ share that it finds is reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
 from shards.lowfrequency import SIDE, alike, describe, turned
+from shards.spooled import Records
 
 CORRELATION = (
     0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
@@ -38,6 +39,7 @@ _SIMILAR = {True: 0.6, False: 0.7}
 _TREES, _CELL = 12, 2048  # ways to cut a large set, and images in a cell at most
 _TRIALS = 400
 _STRIP = 512  # rows that a thread is given at a time
+EXAMPLES = 20  # leaks that dataset.json lists, at most; all are counted
 _CROP = 0.03  # share of the side that a trial copy loses at each edge, at most
 
 
@@ -77,8 +79,8 @@ class Audit:
 def audit(
     parts: Sequence[str],
     groups: Sequence[str],
-    digests: Sequence[str],
-    thumbnails: NDArray[np.uint8],
+    digests: Sequence[str] | NDArray[np.bytes_],
+    thumbnails: Records,
     *,
     correlation: float = CORRELATION,
     affordable: float = AFFORDABLE,
@@ -89,7 +91,7 @@ def audit(
     Args:
         parts: the part of each row.
         groups: its group (patient, slide, cluster of duplicates); "" where it stands alone.
-        digests: the digest of its bytes; rows with equal ones are the same file.
+        digests: the sha256 of its bytes, as hexadecimal text or `S32`; rows with equal ones are the same file.
         thumbnails: uint8 [rows, t, t], as `shards.features` makes them.
         correlation: the aligned correlation of fine structure from which on two pictures are the same.
         affordable: pairs up to which all are compared.
@@ -102,7 +104,8 @@ def audit(
         raise BadInput(
             f"{len(parts)} parts, {len(groups)} groups, {len(digests)} digests, {len(thumbnails)} thumbnails"
         )
-    leaks = _shared(parts, groups, "group") + _shared(parts, digests, "exact")
+    leaks = _shared(parts, ((row, group) for row, group in enumerate(groups) if group), "group")
+    leaks += _shared(parts, _repeated(digests), "exact")
     names, part = np.unique(np.asarray(parts, dtype=str), return_inverse=True)
     sizes = np.bincount(part, minlength=len(names)).astype(object)  # Python's integers do not overflow
     pairs = (sum(sizes) ** 2 - sum(sizes**2)) // 2
@@ -114,7 +117,9 @@ def audit(
     return Audit(leaks, correlation, int(pairs), search.compared, search.exhaustive, trials, found)
 
 
-def summary(result: Audit, names: Sequence[str] | None = None, examples: int = 20) -> dict[str, Any]:
+def summary(
+    result: Audit, names: Sequence[str] | Mapping[int, str] | None = None, examples: int = EXAMPLES
+) -> dict[str, Any]:
     """Return what dataset.json says about the audit.
 
     Args:
@@ -141,13 +146,23 @@ def summary(result: Audit, names: Sequence[str] | None = None, examples: int = 2
     }
 
 
-def _shared(parts: Sequence[str], values: Sequence[str], kind: Literal["group", "exact"]) -> list[Leak]:
-    """Return a leak for each value and each part after the first that has it, between the first rows of both."""
+def _repeated(digests: Sequence[str] | NDArray[np.bytes_]) -> Iterator[tuple[int, str]]:
+    """Yield row and digest, as text, where other rows have the same."""
+    _, kind, count = np.unique(np.asarray(digests), return_inverse=True, return_counts=True)
+    for row in np.flatnonzero(count[kind] > 1).tolist():
+        digest = digests[row]
+        yield row, digest if isinstance(digest, str) else digest.ljust(32, b"\0").hex()
+
+
+def _shared(parts: Sequence[str], values: Iterable[tuple[int, str]], kind: Literal["group", "exact"]) -> list[Leak]:
+    """Return a leak for each value and each part after the first that has it, between the first rows of both.
+
+    `values` are the rows that have one, in order, and what they have.
+    """
     seen: dict[str, dict[str, int]] = {}
     leaks = []
-    for row, (part, value) in enumerate(zip(parts, values, strict=True)):
-        if not value:
-            continue
+    for row, value in values:
+        part = parts[row]
         first = seen.setdefault(value, {})
         if first and part not in first:
             home, origin = next(iter(first.items()))
@@ -163,9 +178,7 @@ class _Search:
     The pictures of the trial copies stand behind those of the set and belong to no part.
     """
 
-    def __init__(
-        self, part: NDArray[np.int64], thumbnails: NDArray[np.uint8], *, exhaustive: bool, workers: int
-    ) -> None:
+    def __init__(self, part: NDArray[np.int64], thumbnails: Records, *, exhaustive: bool, workers: int) -> None:
         self.part, self.thumbnails, self.exhaustive, self.workers = part, thumbnails, exhaustive, workers
         self.compared, self.least = 0, _SIMILAR[exhaustive]
         rng = np.random.RandomState(0)
@@ -180,10 +193,12 @@ class _Search:
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
         """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""
         rows = len(self.part)
+        codes = np.zeros(0, np.int64)
         with threadpool_limits(1), ThreadPoolExecutor(self.workers) as pool:
-            found = list(pool.map(lambda job: self._similar(*job), self._jobs()))
-        self.compared = sum(len(few) * len(others) for few, others in self._jobs())
-        codes = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+            for cells in self.cells:  # one after the other: the jobs of all of them would take much memory
+                jobs = list(self._jobs(cells))
+                self.compared += sum(len(few) * len(others) for few, others in jobs)
+                codes = np.unique(np.concatenate([codes, *pool.map(lambda job: self._similar(*job), jobs)]))
         pairs, turns = np.divmod(codes, ORIENTATIONS)
         a, b = np.divmod(pairs, rows)
         values = compare(self.thumbnails, a, self.thumbnails, b, turns, workers=self.workers)
@@ -207,16 +222,15 @@ class _Search:
             fits[chosen[aligned >= correlation]] = True
         return len(fits), int(fits.sum())
 
-    def _jobs(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def _jobs(self, cells: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield rows of one part and rows of other parts in the same cell, to be compared with each other."""
-        for cells in self.cells:
-            order = np.argsort(cells[: len(self.part)], kind="stable")
-            for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
-                by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
-                by_part.sort(key=len)
-                for place, few in enumerate(by_part[:-1]):
-                    others = np.concatenate(by_part[place + 1 :])
-                    yield from ((few[start : start + _STRIP], others) for start in range(0, len(few), _STRIP))
+        order = np.argsort(cells[: len(self.part)], kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
+            by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
+            by_part.sort(key=len)
+            for place, few in enumerate(by_part[:-1]):
+                others = np.concatenate(by_part[place + 1 :])
+                yield from ((few[start : start + _STRIP], others) for start in range(0, len(few), _STRIP))
 
     def _similar(self, few: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return codes (a * rows + b) * 8 + orientation of the similar ones: turned b, of the few, is like a."""

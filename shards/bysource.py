@@ -14,7 +14,7 @@ PARTS = ("train", "val")
 
 
 def leave_source_out(
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     groups: Sequence[str],
     keys: Sequence[str],
     origins: Sequence[str],
@@ -48,7 +48,7 @@ def leave_source_out(
         assignment[inside] = number * len(PARTS)
         free = _divisible(inside, labels, groups, keys)
         if free:
-            present = sorted({labels[i] for i in free})
+            present = sorted({int(labels[i]) for i in free})
             cut = split(
                 [present.index(labels[i]) for i in free],
                 [groups[i] for i in free],
@@ -111,7 +111,9 @@ def _check(groups: Sequence[str], keys: Sequence[str], origins: Sequence[str]) -
         )
 
 
-def _divisible(inside: list[int], labels: Sequence[int], groups: Sequence[str], keys: Sequence[str]) -> list[int]:
+def _divisible(
+    inside: list[int], labels: Sequence[int] | np.ndarray, groups: Sequence[str], keys: Sequence[str]
+) -> list[int]:
     """Return the samples whose classes all have two groups or more among them, so that two parts can share them."""
     unit = {i: groups[i] or f"\0{keys[i]}" for i in inside}
     free = list(inside)

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -23,10 +23,11 @@ from PIL import features
 
 from shards.atomic import open_atomic
 from shards.errors import EnvironmentFault
-from shards.examine import CHUNK, Image, Reject, Seen, look
+from shards.examine import CHUNK, Image, Reject, look
 from shards.features import FEATURES_DTYPE, compute
-from shards.sources import Item
-from shards.spooled import spooled
+from shards.seen import RECORD_DTYPE, Images, Kind
+from shards.sources import Item, Items
+from shards.spooled import Records, spooled
 from shards.treat import Treatment, parameters
 
 VERSION = 1
@@ -74,7 +75,7 @@ class Chunk:
     folder: Path
     number: int
     digest: str
-    items: Sequence[Item]
+    items: Items
     how: Treatment
 
     @property
@@ -96,7 +97,7 @@ def examination(how: Treatment) -> dict[str, Any]:
     return json.loads(json.dumps({**own, **decoders, "treatment": asdict(how), **parameters(how)}))
 
 
-def cut(folder: Path, items: Sequence[Item], how: Treatment) -> list[Chunk]:
+def cut(folder: Path, items: Items, how: Treatment) -> list[Chunk]:
     """Cut a listing into chunks, and give each its digest; looks at the size and time of every file."""
     shown = json.dumps(examination(how), sort_keys=True)
 
@@ -179,47 +180,59 @@ def is_examined(chunk: Chunk) -> bool:
     return _read(chunk) is not None
 
 
-def load(chunks: Iterable[Chunk]) -> Seen:
-    """Return what was found in all chunks of a listing; the features lie in a file beside them.
+class Found(NamedTuple):
+    """What examination found: as `shards.examine.Seen`, the images in columns and the features in a file."""
+
+    images: Images
+    features: Records
+    rejected: list[Reject]
+
+
+def load(chunks: Sequence[Chunk], items: Items) -> Found:
+    """Return what was found in all chunks of a listing of `items`; the features lie in a file beside them.
 
     Raises:
         EnvironmentFault: a chunk was there a moment ago and is not, or is damaged.
     """
-    seen: list[Image] = []
+    seen, kinds, count, first = np.zeros(len(items), RECORD_DTYPE), dict[Kind, int](), 0, 0
     rejected: list[Reject] = []
 
     def records(chunk: Chunk) -> np.ndarray:
+        nonlocal count, first
         table = _read(chunk)
         if table is None:
             raise EnvironmentFault("what was found of some images is gone", chunk.path, "start again to go on")
-        usable = pc.is_null(table["reason"])
-        rows = table.filter(usable)
-        places = iter(np.flatnonzero(usable.to_numpy()).tolist())
-        offset = 0
-        for row in rows.drop_columns(["reason", "detail", "features"]).to_pylist():
-            seen.append(_image(chunk.items[next(places)], row, (chunk.number, offset) if chunk.how.changes else ()))
-            offset += row["size"]
-        for place in np.flatnonzero(~usable.to_numpy()).tolist():
+        usable = pc.is_null(table["reason"]).to_numpy()
+        rows = table.filter(pa.array(usable))
+        part = seen[count : count + rows.num_rows]
+        _fill(part, rows, kinds, chunk)
+        part["item"] = first + np.flatnonzero(usable)
+        for place in np.flatnonzero(~usable).tolist():
             reason, detail = table["reason"][place].as_py(), table["detail"][place].as_py()
             rejected.append(Reject(chunk.items[place], sys.intern(reason), detail))
-        return _records(rows["features"])
+        count, first = count + len(part), first + len(chunk.items)
+        return _packed(rows["features"], FEATURES_DTYPE)
 
-    chunks = list(chunks)
-    if not chunks:
-        return Seen(seen, np.empty(0, FEATURES_DTYPE), rejected)
-    features = spooled(map(records, chunks), FEATURES_DTYPE, chunks[0].folder / "features.bin")
-    return Seen(seen, features, rejected)
-
-
-def _image(item: Item, row: dict[str, Any], place: tuple[int, int] | tuple[()]) -> Image:
-    digests = (row["sha256"].hex(), row["pixels_sha256"].hex())
-    kinds = (sys.intern(row["mode"]), sys.intern(row["format"]))
-    size = (row["crc32"], row["size"], row["width"], row["height"])
-    return Image(item, *digests, *size, *kinds, tuple(map(sys.intern, row["personal"])), *place)
+    features: Records = np.empty(0, FEATURES_DTYPE)
+    if chunks:
+        features = spooled(map(records, chunks), FEATURES_DTYPE, chunks[0].folder / "features.bin")
+    return Found(Images(items, seen[:count], list(kinds)), features, rejected)
 
 
-def _records(column: pa.ChunkedArray) -> np.ndarray:
-    return np.frombuffer(b"".join(column.to_pylist()), FEATURES_DTYPE)
+def _fill(part: np.ndarray, rows: pa.Table, kinds: dict[Kind, int], chunk: Chunk) -> None:
+    """Write the rows of a chunk into records of RECORD_DTYPE, all but their place among the items."""
+    for name in ("crc32", "size", "width", "height"):
+        part[name] = rows[name].to_numpy()
+    for name in ("sha256", "pixels_sha256"):
+        part[name] = _packed(rows[name], RECORD_DTYPE[name])
+    alike = zip(*(rows[name].to_pylist() for name in ("mode", "format", "personal")), strict=True)
+    part["kind"] = [kinds.setdefault((mode, form, tuple(fields)), len(kinds)) for mode, form, fields in alike]
+    part["chunk"] = chunk.number if chunk.how.changes else -1
+    part["offset"] = np.cumsum(part["size"]) - part["size"] if chunk.how.changes else -1
+
+
+def _packed(column: pa.ChunkedArray, dtype: np.dtype) -> np.ndarray:
+    return np.frombuffer(b"".join(column.to_pylist()), dtype)
 
 
 def _read(chunk: Chunk) -> pa.Table | None:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from shards.chunks import Found
 from shards.duplicates import connected, exact_groups, near_pairs
-from shards.examine import Image, Reject, Seen
+from shards.examine import Reject, Seen
+from shards.seen import Images
 from shards.sources import Item
 from shards.sources.items import FIXED
-from shards.spooled import chosen
+from shards.spooled import Records, chosen
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Cleaned:
         findings: counts for the report: exact and near duplicates, joined groups, the largest cluster.
     """
 
-    images: list[Image]
-    features: np.ndarray
+    images: Images
+    features: Records
     groups: list[str]
     rejected: list[Reject]
     findings: dict[str, object]
@@ -35,7 +37,7 @@ class Cleaned:
 
 def clean(
     items: Sequence[Item],
-    seen: Seen,
+    seen: Seen | Found,
     near: bool = True,
     dropped: Mapping[str, str] | None = None,
     workers: int = 2,
@@ -49,23 +51,25 @@ def clean(
     still joined.
     """
     dropped = dropped or {}
-    images, features, rejected = seen
+    images, features, rejected = Images.of(seen.images), seen.features, seen.rejected
     keep, doubles, links = _exact(images, dropped)
     rejected = [r for r in rejected if r.item.source not in dropped] + doubles
-    rejected += [Reject(item, "decision", dropped[item.source]) for item in items if item.source in dropped]
-    joined = _join_names([image.item.group for image in images], links)
-    kept = [images[i] for i in keep]
-    names = [joined[images[i].item.group] if images[i].item.group else "" for i in keep]
-    features = features if len(keep) == len(features) else chosen(features, np.asarray(keep), "kept.bin")
+    if dropped:
+        rejected += [Reject(item, "decision", dropped[item.source]) for item in items if item.source in dropped]
+    kept, named = images.taken(keep), images.texts("group")
+    joined = _join_names(named, links)
+    names = [joined.get(named[i], "") for i in keep.tolist()]
+    features = chosen(features, keep)
     pairs = near_pairs(features, workers=workers) if near else np.empty((0, 2), dtype=np.int64)
     groups, clusters = _group(kept, names, pairs)
+    labels = kept.texts("label")
     findings: dict[str, object] = {
         "exact_duplicates": sum(reject.reason == "exact duplicate" for reject in rejected),
         "contradictions": sum(reject.reason == "contradicting label" for reject in rejected),
         "near_pairs": len(pairs),
         "near_clusters": clusters["clusters"],
         "largest_cluster": clusters["largest"],
-        "near_contradictions": sum(kept[int(p[0])].item.label != kept[int(p[1])].item.label for p in ends(pairs)),
+        "near_contradictions": sum(labels[a] != labels[b] for a, b in ends(pairs).tolist()),
         "joined_groups": sum(name not in ("", old) for old, name in joined.items()),
     }
     rejected.sort(key=lambda reject: reject.item.source)
@@ -80,35 +84,36 @@ def join(cleaned: Cleaned, pairs: np.ndarray) -> Cleaned:
     return replace(cleaned, groups=groups, findings=findings)
 
 
-def _exact(images: list[Image], dropped: Mapping[str, str]) -> tuple[list[int], list[Reject], list[tuple[str, str]]]:
+def _exact(images: Images, dropped: Mapping[str, str]) -> tuple[np.ndarray, list[Reject], list[tuple[str, str]]]:
     """Return the positions to keep, the duplicates and contradictions, and pairs of groups that share an image."""
-    drop = {i for i, image in enumerate(images) if image.item.source in dropped}
+    drop = {i for i, source in enumerate(images.sources()) if source in dropped} if dropped else set()
     rejected: list[Reject] = []
     links: list[tuple[str, str]] = []
-    for cluster in exact_groups([image.pixels_sha256 for image in images]):
-        named = [images[i].item.group for i in cluster if images[i].item.group]
+    for places in exact_groups(images.digests("pixels_sha256")):
+        same = dict(zip(places, images.taken(places), strict=True))
+        named = [image.item.group for image in same.values() if image.item.group]
         links += [(named[0], name) for name in named[1:]]
-        cluster = [i for i in cluster if i not in drop]
+        cluster = [i for i in places if i not in drop]
         if not cluster:
             continue
-        fixed = [i for i in cluster if images[i].item.part == FIXED]
+        fixed = [i for i in cluster if same[i].item.part == FIXED]
         if fixed:  # a test set that is kept apart loses nothing to the images outside it
             for i in (i for i in cluster if i not in fixed):
                 drop.add(i)
-                detail = f"same picture as {images[fixed[0]].item.source}"
-                rejected.append(Reject(images[i].item, "in the fixed test set", detail))
+                detail = f"same picture as {same[fixed[0]].item.source}"
+                rejected.append(Reject(same[i].item, "in the fixed test set", detail))
             cluster = fixed
-        first, *others = [images[i] for i in cluster]
-        if len({images[i].item.label for i in cluster}) > 1:
+        first, *others = [same[i] for i in cluster]
+        if len({same[i].item.label for i in cluster}) > 1:
             drop.update(cluster)
-            members = ", ".join(images[i].item.source for i in cluster)
-            rejected += [Reject(images[i].item, "contradicting label", f"one picture: {members}") for i in cluster]
+            members = ", ".join(same[i].item.source for i in cluster)
+            rejected += [Reject(same[i].item, "contradicting label", f"one picture: {members}") for i in cluster]
             continue
         drop.update(cluster[1:])
         for other in others:
-            same = "bytes" if other.sha256 == first.sha256 else "pixels"
-            rejected.append(Reject(other.item, "exact duplicate", f"same {same} as {first.item.source}"))
-    return [i for i in range(len(images)) if i not in drop], rejected, links
+            kind = "bytes" if other.sha256 == first.sha256 else "pixels"
+            rejected.append(Reject(other.item, "exact duplicate", f"same {kind} as {first.item.source}"))
+    return np.delete(np.arange(len(images)), sorted(drop)), rejected, links
 
 
 def _join_names(names: Sequence[str], links: list[tuple[str, str]]) -> dict[str, str]:
@@ -130,22 +135,22 @@ def ends(pairs: np.ndarray) -> np.ndarray:
     return pairs.reshape(-1, 2).astype(np.int64)
 
 
-def _group(images: list[Image], names: list[str], pairs: np.ndarray) -> tuple[list[str], dict[str, int]]:
+def _group(images: Images, names: list[str], pairs: np.ndarray) -> tuple[list[str], dict[str, int]]:
     """Join patients and near-duplicates; return each image's group name and counts of the near-duplicate clusters."""
     near = ends(pairs)
-    same = _same_name_pairs(names)
-    labels = connected(len(images), np.concatenate([near, same]))
-    sizes = np.bincount(labels, minlength=len(images)) if len(images) else np.empty(0, np.int64)
+    labels = connected(len(images), np.concatenate([near, _same_name_pairs(names)]))
+    sizes = np.bincount(labels, minlength=len(images))
     found: dict[int, set[str]] = {}
-    for name, label in zip(names, labels, strict=True):
-        found.setdefault(int(label), set()).update({name} if name else set())
-    title = {
-        label: "+".join(sorted(found[label])) or (f"near:{images[label].item.source}" if sizes[label] > 1 else "")
-        for label in found
-    }
-    clusters = np.bincount(connected(len(images), near)) if len(images) else np.empty(0, np.int64)
-    counts = {"clusters": int((clusters > 1).sum()), "largest": int(clusters.max(initial=0))}
-    return [title[int(label)] for label in labels], counts
+    for name, label in zip(names, labels.tolist(), strict=True):
+        if name:
+            found.setdefault(label, set()).add(name)
+    title = {label: "+".join(sorted(group)) for label, group in found.items()}
+    for label in np.flatnonzero(sizes > 1).tolist():
+        if label not in title:
+            title[label] = f"near:{images[label].item.source}"
+    clusters = np.bincount(connected(len(images), near), minlength=1)
+    counts = {"clusters": int((clusters > 1).sum()), "largest": int(clusters.max())}
+    return [title.get(label, "") for label in labels.tolist()], counts
 
 
 def _same_name_pairs(names: list[str]) -> np.ndarray:

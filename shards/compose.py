@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shards.clean import Cleaned
 from shards.console import progress, say, warn
 from shards.errors import EnvironmentFault
@@ -23,9 +25,11 @@ from shards.format import (
     write_samples,
 )
 from shards.parallel import map_ordered
+from shards.samples import Samples
+from shards.seen import Images
 from shards.tar import index_path
 from shards.ways import named_splits
-from shards.write import Sample, ShardPlan, Written, finished, sample_table, write_planned
+from shards.write import ShardPlan, Written, finished, sample_table, write_planned
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Contents:
         split, audit, options, extra: what dataset.json says under these names.
     """
 
-    samples: list[Sample]
+    samples: Samples
     classes: list[str]
     parts: list[str]
     cleaned: Cleaned
@@ -59,7 +63,7 @@ def compose(folder: Path, plans: list[ShardPlan], contents: Contents, workers: i
     """
     shards, offsets = write_shards(plans, workers)
     samples, classes = contents.samples, contents.classes
-    numbers = [number for number, plan in enumerate(plans) for _ in plan.samples]
+    numbers = np.repeat(np.arange(len(plans)), [len(plan.samples) for plan in plans])
     write_samples(folder, sample_table(samples, classes, numbers, offsets))
     with open(folder / "rejected.csv", "w", newline="", encoding="utf-8") as file:
         file.write(rejected_text(contents.cleaned.rejected))
@@ -73,14 +77,20 @@ def compose(folder: Path, plans: list[ShardPlan], contents: Contents, workers: i
         options=contents.options,
         images_in=len(samples) + len(contents.cleaned.rejected),
         rejected=len(contents.cleaned.rejected),
-        fingerprint=fingerprint(classes, [(s.part, s.label, s.image.sha256) for s in samples]),
+        fingerprint=identity(samples, classes),
         extra={"duplicates": contents.cleaned.findings, **contents.extra},
     )
     write_dataset(folder, info)
     return info
 
 
-def write_shards(plans: list[ShardPlan], workers: int, first: int = 0) -> tuple[list[ShardInfo], list[int]]:
+def identity(samples: Samples, classes: list[str]) -> str:
+    """Return the fingerprint of a set of these samples."""
+    digests = samples.images.hexadecimal("sha256")
+    return fingerprint(classes, zip(samples.parts, samples.labels.tolist(), digests, strict=True))
+
+
+def write_shards(plans: list[ShardPlan], workers: int, first: int = 0) -> tuple[list[ShardInfo], np.ndarray]:
     """Write the shards that are not there yet; return what they are and where in them each image begins.
 
     `first` is the id of the first sample.
@@ -95,12 +105,12 @@ def write_shards(plans: list[ShardPlan], workers: int, first: int = 0) -> tuple[
     new = progress(map_ordered(write_planned, left, workers), "writing shards", len(plans), before)
     written = [there or next(new) for there in done]
     list(new)  # lets the progress bar say its last word
-    shards, offsets = [], []
+    shards, offsets = [], [np.zeros(0, np.int64)]
     for plan, (summary, places) in zip(plans, written, strict=True):
         shards.append(ShardInfo(plan.path.name, plan.part, summary.samples, summary.bytes, summary.sha256, first))
         first += summary.samples
-        offsets += places
-    return shards, offsets
+        offsets.append(np.array(places, np.int64))
+    return shards, np.concatenate(offsets)
 
 
 def _clear(plans: list[ShardPlan], done: list[Written | None]) -> None:
@@ -115,7 +125,7 @@ def _clear(plans: list[ShardPlan], done: list[Written | None]) -> None:
 
 
 def _check_space(plans: list[ShardPlan]) -> None:
-    size = sum(sample.image.size for plan in plans for sample in plan.samples)
+    size = sum(int(plan.samples.images.column("size").sum()) for plan in plans)
     free = shutil.disk_usage(plans[0].path.parent).free if plans else size
     if free < size:
         raise EnvironmentFault(
@@ -125,30 +135,36 @@ def _check_space(plans: list[ShardPlan]) -> None:
         )
 
 
-def counts(samples: list[Sample], parts: list[str], classes: list[str]) -> dict[str, dict[str, int]]:
+def counts(samples: Samples, parts: list[str], classes: list[str]) -> dict[str, dict[str, int]]:
     """Return part -> class -> number of samples."""
-    found = {part: dict.fromkeys(classes, 0) for part in parts}
-    for sample in samples:
-        found[sample.part][classes[sample.label]] += 1
-    return found
+    found = Counter(zip(samples.parts, samples.labels.tolist(), strict=True))
+    return {part: {name: found[part, label] for label, name in enumerate(classes)} for part in parts}
 
 
-def personal_fields(samples: list[Sample]) -> dict[str, Any]:
+def personal_fields(images: Images) -> dict[str, Any]:
     """Return what dataset.json says of personal data in the metadata of the images."""
-    fields = Counter(name for sample in samples for name in sample.image.personal)
-    images = sum(bool(sample.image.personal) for sample in samples)
-    return {"personal_metadata": dict(sorted(fields.items())), "personal_metadata_images": images}
+    fields, carriers = _personal(images)
+    return {"personal_metadata": dict(sorted(fields.items())), "personal_metadata_images": len(carriers)}
 
 
-def warn_of_personal(samples: list[Sample]) -> None:
+def warn_of_personal(images: Images) -> None:
     """Say in one line which images carry personal data, and what removes it."""
-    carriers = sorted((sample.image.item.source, sample.image.personal) for sample in samples if sample.image.personal)
-    if carriers:
-        fields = Counter(name for _, names in carriers for name in names)
+    fields, carriers = _personal(images)
+    if len(carriers):
         listed = ", ".join(name for name, _ in sorted(fields.items(), key=lambda entry: (-entry[1], entry[0]))[:5])
         more = ", …" if len(fields) > 5 else ""
         carry = "1 image carries" if len(carriers) == 1 else f"{len(carriers):,} images carry"
-        warn(f"{carry} personal data in their metadata ({listed}{more}), first {carriers[0][0]}: --strip removes it")
+        first = min(images.taken(carriers).sources())
+        warn(f"{carry} personal data in their metadata ({listed}{more}), first {first}: --strip removes it")
+
+
+def _personal(images: Images) -> tuple[Counter[str], np.ndarray]:
+    """Return how many images carry each field of personal data, and the positions of all that carry any."""
+    kinds, fields = images.column("kind"), Counter[str]()
+    for kind, count in enumerate(np.bincount(kinds, minlength=len(images.kinds)).tolist()):
+        fields.update(dict.fromkeys(images.kinds[kind][2], count))
+    carrying = np.array([bool(personal) for _, _, personal in images.kinds], bool)
+    return +fields, np.flatnonzero(carrying[kinds]) if len(kinds) else kinds
 
 
 def rejected_text(rejected: list[Reject], head: bool = True) -> str:

@@ -7,7 +7,6 @@ pairs. Either way a pair is confirmed on its pixels, aligned (`shards.alignment`
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +19,7 @@ from shards.errors import BadInput
 from shards.features import ORIENTATIONS, inverse
 from shards.lowfrequency import alike, describe
 from shards.nearhash import candidates
+from shards.spooled import Records, whole
 
 PAIR_DTYPE = np.dtype(
     [
@@ -43,16 +43,17 @@ _COMPARED = 1 << 16  # pairs aligned before the next ones are looked at
 _STRIP = 1024  # images compared with themselves and all later ones at a time
 
 
-def exact_groups(digests: Sequence[str]) -> list[list[int]]:
+def exact_groups(digests: Sequence[str] | NDArray[np.bytes_]) -> list[list[int]]:
     """Return the positions that share a digest: groups of two and more, each sorted, ordered by their first member."""
-    places = defaultdict(list)
-    for position, digest in enumerate(digests):
-        places[digest].append(position)
-    return [group for group in places.values() if len(group) > 1]
+    texts = np.asarray(digests)
+    order = np.argsort(texts, kind="stable")
+    again = np.flatnonzero(texts[order[1:]] == texts[order[:-1]]) + 1
+    runs = np.split(again, np.flatnonzero(np.diff(again) > 1) + 1) if len(again) else []
+    return sorted(order[run[0] - 1 : run[-1] + 1].tolist() for run in runs)
 
 
 def near_pairs(
-    features: NDArray[np.void],
+    features: Records,
     *,
     correlation: float | None = None,
     min_contrast: float = 1.0,
@@ -74,11 +75,11 @@ def near_pairs(
         Records of PAIR_DTYPE, one per pair of images, sorted by (a, b). Where a picture has very many copies not all of
         their pairs need be listed, but all copies are connected.
     """
-    busy = np.flatnonzero(features["std"].max(axis=1) >= min_contrast) if len(features) else np.zeros(0, np.int64)
-    few = len(busy) <= all_pairs
-    codes = (
-        _similar(features["thumbnail"][busy], workers) if few else candidates(features["hash"][busy], workers=workers)
-    )
+    busy = np.flatnonzero(whole(features["std"]).max(axis=1, initial=0) >= min_contrast)
+    if len(busy) <= all_pairs:
+        codes = _similar(features["thumbnail"][busy], workers)
+    else:
+        codes = candidates(whole(features["hash"])[busy], workers=workers)
     least = default_correlation(len(busy)) if correlation is None else correlation
     found = [np.zeros(0, PAIR_DTYPE)]
     for start in range(0, len(codes), _COMPARED):
@@ -114,17 +115,20 @@ def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
     )
     if len(pairs) and not 0 <= min(c.min() for c in columns) <= max(c.max() for c in columns) < images:
         raise BadInput(f"a pair names an image outside of 0..{images - 1}")
-    parent = list(range(images))
+    linked, places = np.unique(np.concatenate(columns), return_inverse=True)  # most images are in no pair
+    parent = list(range(len(linked)))
 
     def root(image: int) -> int:
         while parent[image] != image:
             parent[image] = image = parent[parent[image]]
         return image
 
-    for a, b in zip(*(column.tolist() for column in columns), strict=True):
+    for a, b in places.reshape(2, -1).T.tolist():
         low, high = sorted((root(a), root(b)))
         parent[high] = low
-    return np.array([root(image) for image in range(images)], np.int64)
+    result = np.arange(images)
+    result[linked] = linked[list(map(root, range(len(linked))))]
+    return result
 
 
 def _similar(thumbnails: NDArray[np.uint8], workers: int) -> NDArray[np.int64]:

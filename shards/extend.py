@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 
 from shards.audit import Audit, audit
+from shards.chunks import Found
 from shards.clean import Cleaned, clean, ends
 from shards.console import say
 from shards.divide import MENDINGS, make_keys
 from shards.duplicates import connected, near_pairs
-from shards.examine import Image, Reject, Seen
+from shards.examine import Image, Reject
 from shards.report import NEAR
-from shards.sources import Item
+from shards.samples import Sample, Samples
+from shards.sources import Items
 from shards.split import best_part, fill_singles, order_key
-from shards.write import Sample
+from shards.spooled import Records, behind, chosen
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Standing:
         appended: how often images have joined it before.
     """
 
-    samples: list[Sample]
-    features: np.ndarray
+    samples: Samples
+    features: Records
     classes: list[str]
     parts: list[str]
     fractions: dict[str, float]
@@ -48,7 +50,7 @@ class Standing:
 class Joined:
     """What joins the set: the new samples in the order to be packed, what does not, the audit of old and new."""
 
-    samples: list[Sample]
+    samples: Samples
     rejected: list[Reject]
     audit: Audit
     findings: dict[str, Any]
@@ -64,7 +66,7 @@ class _Cluster:
 
 
 def extend(
-    standing: Standing, items: Sequence[Item], seen: Seen, *, near: bool, mend: bool, dropped: Mapping[str, str]
+    standing: Standing, items: Items, seen: Found, *, near: bool, mend: bool, dropped: Mapping[str, str]
 ) -> Joined:
     """Find what of the new `items` can join the set; len(samples) + len(rejected) == len(items).
 
@@ -77,7 +79,7 @@ def extend(
     cleaned, links = _clean(standing, items, seen, dropped)
     pairs = np.zeros((0, 2), np.int64)
     if near:
-        pairs = ends(near_pairs(np.concatenate([standing.features, cleaned.features])))
+        pairs = ends(near_pairs(behind(standing.features, cleaned.features, "both.bin")))
     found = pairs
     for _ in range(MENDINGS):
         clusters = _clusters(old, cleaned, links, pairs)
@@ -101,10 +103,10 @@ Placed = dict[int, tuple[str, str]]
 
 
 def _clean(
-    standing: Standing, items: Sequence[Item], seen: Seen, dropped: Mapping[str, str]
+    standing: Standing, items: Items, seen: Found, dropped: Mapping[str, str]
 ) -> tuple[Cleaned, list[tuple[str, int]]]:
     """Clean the new images; return also (group, id) of the groups that hold an image of the set."""
-    known = {sample.image.pixels_sha256: row for row, sample in enumerate(standing.samples)}
+    known = {pixels: row for row, pixels in enumerate(standing.samples.images.hexadecimal("pixels_sha256"))}
     keep, rejected, links = [], list(seen.rejected), []
     for place, image in enumerate(seen.images):
         row = known.get(image.pixels_sha256)
@@ -114,8 +116,8 @@ def _clean(
             keep.append(place)
         else:
             rejected.append(_twin(image, standing.samples[row], standing.classes))
-    images = [seen.images[place] for place in keep]
-    return clean(items, Seen(images, seen.features[keep], rejected), near=False, dropped=dropped), links
+    kept = Found(seen.images.taken(keep), chosen(seen.features, np.array(keep, np.int64)), rejected)
+    return clean(items, kept, near=False, dropped=dropped), links
 
 
 def _twin(image: Image, twin: Sample, classes: list[str]) -> Reject:
@@ -126,7 +128,7 @@ def _twin(image: Image, twin: Sample, classes: list[str]) -> Reject:
     return Reject(image.item, "exact duplicate", f"same {same} as {there}")
 
 
-def _clusters(old: list[Sample], cleaned: Cleaned, links: list[tuple[str, int]], pairs: np.ndarray) -> list[_Cluster]:
+def _clusters(old: Samples, cleaned: Cleaned, links: list[tuple[str, int]], pairs: np.ndarray) -> list[_Cluster]:
     """Put together what shares a group or is near-duplicate; pairs: ids, the new images' behind those of the set."""
     first = len(old)
     by_name: dict[str, list[int]] = {}
@@ -144,8 +146,8 @@ def _clusters(old: list[Sample], cleaned: Cleaned, links: list[tuple[str, int]],
         if a < first <= b:
             clusters[labels[b - first]].rows.add(a)
     there: dict[str, list[int]] = {}
-    for row, sample in enumerate(old):
-        for name in names_of(sample.group):
+    for row, group in enumerate(old.groups):
+        for name in names_of(group):
             there.setdefault(name, []).append(row)
     for name, row in links:
         there.setdefault(name, []).append(row)
@@ -167,7 +169,7 @@ def _place(standing: Standing, cleaned: Cleaned, clusters: list[_Cluster]) -> tu
     rejected: list[Reject] = []
     free = []
     for cluster in clusters:
-        homes = {standing.samples[row].part: row for row in sorted(cluster.rows, reverse=True)}
+        homes = {standing.samples.parts[row]: row for row in sorted(cluster.rows, reverse=True)}
         group = _title(standing, cleaned, cluster)
         if len(homes) > 1:
             said = " and ".join(f"{standing.samples[row].image.item.source} ({part})" for part, row in homes.items())
@@ -182,7 +184,7 @@ def _place(standing: Standing, cleaned: Cleaned, clusters: list[_Cluster]) -> tu
 
 def _title(standing: Standing, cleaned: Cleaned, cluster: _Cluster) -> str:
     """Return the group of a cluster: that of the set if it says all, else all names joined."""
-    there = {standing.samples[row].group for row in cluster.rows} - {""}
+    there = {standing.samples.groups[row] for row in cluster.rows} - {""}
     own = {cleaned.images[i].item.group for i in cluster.members} - {""}
     if len(there) == 1 and own <= set(names_of(min(there))):
         return min(there)
@@ -224,7 +226,7 @@ def _held(standing: Standing, labels: np.ndarray, placed: Placed) -> np.ndarray:
     place = {part: i for i, part in enumerate(standing.fractions)}
     held = np.zeros((len(place), len(standing.classes)))
     for part, label in (
-        *((sample.part, sample.label) for sample in standing.samples),
+        *zip(standing.samples.parts, standing.samples.labels.tolist(), strict=True),
         *((part, int(labels[i])) for i, (part, _) in placed.items()),
     ):
         if part in place:
@@ -236,29 +238,29 @@ def _audit(standing: Standing, cleaned: Cleaned, placed: Placed) -> tuple[Audit,
     """Audit old and new together; return also the id of each row, the new images' behind those of the set."""
     old, new = standing.samples, sorted(placed)
     found = audit(
-        [sample.part for sample in old] + [placed[i][0] for i in new],
-        [sample.group for sample in old] + [placed[i][1] for i in new],
-        [sample.image.sha256 for sample in old] + [cleaned.images[i].sha256 for i in new],
-        np.concatenate([standing.features["thumbnail"], cleaned.features["thumbnail"][new]]),
+        [*old.parts, *(placed[i][0] for i in new)],
+        [*old.groups, *(placed[i][1] for i in new)],
+        np.concatenate([old.images.digests("sha256"), cleaned.images.taken(new).digests("sha256")]),
+        behind(standing.features, chosen(cleaned.features, np.array(new, np.int64)), "audited.bin")["thumbnail"],
     )
     return found, [*range(len(old)), *(len(old) + i for i in new)]
 
 
-def _named(standing: Standing, cleaned: Cleaned, placed: Placed) -> list[Sample]:
+def _named(standing: Standing, cleaned: Cleaned, placed: Placed) -> Samples:
     """Return the new samples part by part, shuffled inside each part by the seed, under keys that the set has not."""
-    taken = {sample.key for sample in standing.samples}
+    taken = set(standing.samples.keys.to_pylist())
     chosen = sorted(placed)
     keys = make_keys([cleaned.images[i].item.source for i in chosen], taken, standing.appended + 1)
     samples = [
         Sample(cleaned.images[i], key, standing.classes.index(cleaned.images[i].item.label), placed[i][1], placed[i][0])
         for i, key in zip(chosen, keys, strict=True)
     ]
-    return sorted(samples, key=lambda s: (standing.parts.index(s.part), order_key(standing.seed, s.key)))
+    return Samples.of(sorted(samples, key=lambda s: (standing.parts.index(s.part), order_key(standing.seed, s.key))))
 
 
 def _findings(standing: Standing, cleaned: Cleaned, pairs: np.ndarray, joined: int) -> dict[str, Any]:
     """Return the counts of `clean` for old and new together, as far as both are looked at; near pairs are ids."""
-    labels = [sample.label for sample in standing.samples]
+    labels = standing.samples.labels.tolist()
     labels += [standing.classes.index(image.item.label) for image in cleaned.images]
     sizes = np.bincount(connected(len(labels), pairs)) if labels else np.zeros(0, np.int64)
     reasons = [reject.reason for reject in cleaned.rejected]

@@ -25,16 +25,17 @@ def protect(cleaned: Cleaned) -> Cleaned:
         BadInput: no image of the fixed test set is left.
     """
     inside: dict[str, str] = {}
-    for image, group in zip(cleaned.images, cleaned.groups, strict=True):
-        if group and image.item.part == FIXED:
-            inside.setdefault(group, image.item.source)
-    if all(image.item.part != FIXED for image in cleaned.images):
+    parts = cleaned.images.texts("part")
+    for part, group, source in zip(parts, cleaned.groups, cleaned.images.sources(), strict=True):
+        if group and part == FIXED:
+            inside.setdefault(group, source)
+    if FIXED not in parts:
         raise BadInput("no image of the fixed test set can be used", "--test-from", "see what is wrong with `scan`")
     keep, gone = [], []
-    for place, (image, group) in enumerate(zip(cleaned.images, cleaned.groups, strict=True)):
-        if group in inside and image.item.part != FIXED:
+    for place, (part, group) in enumerate(zip(parts, cleaned.groups, strict=True)):
+        if group in inside and part != FIXED:
             detail = f"group {group!r} also has {inside[group]}"
-            gone.append(Reject(image.item, "shared with the fixed test set", detail))
+            gone.append(Reject(cleaned.images[place].item, "shared with the fixed test set", detail))
         else:
             keep.append(place)
     if not gone:
@@ -42,8 +43,8 @@ def protect(cleaned: Cleaned) -> Cleaned:
     say(f"{len(gone):,} images are left out: they share a patient or a picture with the fixed test set")
     return replace(
         cleaned,
-        images=[cleaned.images[i] for i in keep],
-        features=chosen(cleaned.features, np.asarray(keep), "beside.bin"),
+        images=cleaned.images.taken(keep),
+        features=chosen(cleaned.features, np.asarray(keep)),
         groups=[cleaned.groups[i] for i in keep],
         rejected=sorted([*cleaned.rejected, *gone], key=lambda reject: reject.item.source),
     )

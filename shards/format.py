@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ class DatasetInfo:
         return bool(self.audit.get("leaks"))
 
 
-def fingerprint(classes: list[str], rows: list[tuple[str, int, str]]) -> str:
+def fingerprint(classes: list[str], rows: Iterable[tuple[str, int, str]]) -> str:
     """Return the identity of a set: sha256 over its classes and each sample's (part, label, sha256), in id order."""
     digest = hashlib.sha256("\0".join(classes).encode())
     for part, label, sha256 in rows:
@@ -187,6 +188,7 @@ def write_samples(folder: Path, table: pa.Table) -> None:
         # Not np.save: on a full disk it raises an OSError that does not say so.
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(index))
         file.write(index.view(np.uint8).data)
+    pa.default_memory_pool().release_unused()  # what pages of the table were compressed in
 
 
 def read_samples(folder: Path, columns: list[str] | None = None, info: DatasetInfo | None = None) -> pa.Table:

@@ -49,22 +49,27 @@ def thin_classes(
         classes: class names in index order.
     """
     names = list(dict.fromkeys(parts))
+    sizes: list[Counter[str]] = [Counter() for _ in classes]  # images of each group; those of no group count under ""
+    held: list[Counter[str]] = [Counter() for _ in classes]  # groups in each part
+    seen: set[tuple[int, str, str]] = set()
+    for label, group, part in zip(labels, groups, parts, strict=True):
+        sizes[label][group] += 1
+        if not group or (label, group, part) not in seen:
+            held[label][part] += 1
+        if group:
+            seen.add((label, group, part))
     found = []
-    units = [group or f"\0{i}" for i, group in enumerate(groups)]
-    members: list[list[int]] = [[] for _ in classes]
-    for i, label in enumerate(labels):
-        members[label].append(i)
-    for name, own in zip(classes, members, strict=True):
-        if not own:
+    for name, own, places in zip(classes, sizes, held, strict=True):
+        images = own.total()
+        if not images:
             continue
-        sizes = Counter(units[i] for i in own)
-        largest, most = min(sizes.items(), key=lambda item: (-item[1], item[0]))
-        held = Counter(part for part, _ in {(parts[i], units[i]) for i in own})
-        in_parts = {part: held[part] for part in names}
-        share = most / len(own)
-        if len(sizes) < FEW_GROUPS or share > LARGEST_SHARE or min(in_parts.values()) < FEW_IN_PART:
-            said = "" if largest.startswith("\0") else largest
-            found.append(ThinClass(name, len(own), len(sizes), said, round(share, 6), in_parts))
+        alone = own.pop("", 0)
+        largest, most = min(own.items(), key=lambda item: (-item[1], item[0]), default=("", 1))
+        largest = largest if most > 1 or not alone else ""
+        in_parts = {part: places[part] for part in names}
+        units, share = len(own) + alone, most / images
+        if units < FEW_GROUPS or share > LARGEST_SHARE or min(in_parts.values()) < FEW_IN_PART:
+            found.append(ThinClass(name, images, units, largest, round(share, 6), in_parts))
     return found
 
 

@@ -15,7 +15,7 @@ ORDER = ("train", "val", "test")
 
 def keep_split(
     parts: Sequence[str],
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     groups: Sequence[str],
     keys: Sequence[str],
     fractions: dict[str, float],

@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.features import ORIENTATIONS
+from shards.spooled import Records
 
 SIDE = 8  # frequencies along each axis, in half cycles
 _LENGTH = 1024  # of a descriptor
 _ROWS = 4096  # pictures worked on at a time
+_PART = 256  # of which so many are whole numbers of 8 bytes at a time; divides _ROWS
 _BLOCK = 256  # descriptors compared with all others at a time
 
 
-def describe(
-    thumbnails: NDArray[np.uint8], others: NDArray[np.uint8] | None = None, dtype: type = np.float32
-) -> NDArray:
+def describe(thumbnails: Records, others: NDArray[np.uint8] | None = None, dtype: type = np.float32) -> NDArray:
     """Return descriptors [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t], and behind them those of `others`.
 
     Each frequency is divided by its spread over the set, in all eight orientations, after its mean is taken off:
@@ -47,16 +47,17 @@ def describe(
     return descriptors
 
 
-def frequencies(thumbnails: NDArray[np.uint8]) -> Iterator[NDArray[np.float64]]:
+def frequencies(thumbnails: Records) -> Iterator[NDArray[np.float64]]:
     """Yield the lowest cosine frequencies [_ROWS, SIDE, SIDE] of thumbnails uint8 [n, t, t], as whole numbers."""
     side = thumbnails.shape[-1]
     angle = np.pi / (2 * side) * (2 * np.arange(side) + 1) * np.arange(SIDE)[:, None]
     waves = np.rint(64 * np.cos(angle))
     for start in range(0, len(thumbnails), _ROWS):
-        yield waves @ thumbnails[start : start + _ROWS].astype(np.float64) @ waves.T
+        parts = range(start, min(start + _ROWS, len(thumbnails)), _PART)
+        yield np.concatenate([waves @ thumbnails[i : i + _PART].astype(np.float64) @ waves.T for i in parts])
 
 
-def _of_the_set(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _of_the_set(thumbnails: Records) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and spread [SIDE, SIDE] of the frequencies of thumbnails [n, t, t] over all orientations."""
     nothing = np.zeros((SIDE, SIDE))
     if not len(thumbnails):

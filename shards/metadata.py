@@ -14,11 +14,9 @@ from shards.personal_fields import (
     EXIF_FIELDS,
     GPS_FIELDS,
     IPTC_FIELDS,
-    PNG_TEXTS,
-    TEXT,
     TIFF_FIELDS,
-    TIME,
     XMP_KINDS,
+    kind_of,
 )
 
 LIMIT = 1 << 16
@@ -181,8 +179,7 @@ def _unhex(text: bytes) -> bytes:
 def _text(name: str, content: bytes) -> Iterator[tuple[str, str]]:
     if not _says(content) or (name == "JPEG comment" and content.startswith(ENCODERS)):
         return
-    keyword = name.removeprefix("PNG ")
-    kind = TIME if keyword.startswith(("date:", "tIME")) else PNG_TEXTS.get(keyword, TEXT)
+    kind = kind_of(name)
     if kind:
         yield name, kind
 

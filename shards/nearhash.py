@@ -9,7 +9,6 @@ integer arithmetic, so the candidates depend on the hashes alone, not on the mac
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 
@@ -28,7 +27,7 @@ _NEIGHBOURS = (
 _PER_IMAGE = 64  # candidates per image on average, at most; where there are more the closest hashes are taken
 _MOST = 1 << 23  # candidates in all, at most
 _SLICE = 1 << 16  # sorted hashes looked at together: they fit the processor's cache
-_BLOCK = 1 << 20  # hashes compared at a time
+_BLOCK = 1 << 18  # hashes compared at a time
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd multipliers that spread bits upwards
 
 
@@ -48,16 +47,20 @@ def candidates(
     """
     if len(words) < 2:
         return np.zeros(0, np.int64)
-    allowed = default_distance(len(words)) if distance is None else distance
+    allowed = most = default_distance(len(words)) if distance is None else distance
     turned = np.stack([orient_hashes(words, orientation) for orientation in range(ORIENTATIONS)])
-    search: Callable[[NDArray[np.uint64]], NDArray[np.int64]] = lambda mask: _band(turned, mask, allowed)  # noqa: E731
+
+    def search(mask: NDArray[np.uint64]) -> NDArray[np.int64]:
+        return _band(turned, mask, allowed)
+
     with ThreadPoolExecutor(workers) as pool:
         # Band by band and never more than a few at a time: many alike pictures would fill the memory.
         masks = iter(_masks(len(words), bands))
         running = deque(pool.submit(search, mask) for mask in islice(masks, workers + 1))
         found = np.zeros(0, np.int64)
         while running:
-            found = _joined(turned, [found, running.popleft().result()])
+            # Where there are too many, the bands that follow need not bring what would be left out.
+            found, allowed = _joined(turned, [found, running.popleft().result()], allowed, allowed < most)
             running += [pool.submit(search, mask) for mask in islice(masks, 1)]
     return found
 
@@ -107,8 +110,9 @@ def _band(turned: NDArray[np.uint64], mask: NDArray[np.uint64], allowed: int) ->
     for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
         codes.append(_meetings(turned, entries[first:last], place_bits, allowed))
         if sum(map(len, codes)) > 2 * _room(images):
-            codes = [_joined(turned, codes)]
-    return _joined(turned, codes)
+            few, allowed = _joined(turned, codes, allowed, False)
+            codes = [few]
+    return _joined(turned, codes, allowed, False)[0]
 
 
 def _meetings(
@@ -161,17 +165,25 @@ def _room(images: int) -> int:
     return max(1 << 16, min(_PER_IMAGE * images, _MOST))
 
 
-def _joined(turned: NDArray[np.uint64], found: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Return the codes of all lists, sorted, each once; if they are too many, without those of the most distant hashes.
+def _joined(
+    turned: NDArray[np.uint64], found: list[NDArray[np.int64]], allowed: int, farther: bool
+) -> tuple[NDArray[np.int64], int]:
+    """Return the codes of all lists, sorted, each once, and the bits in which they may differ: at most `allowed`.
 
-    Joined all at once or step by step, they are the same: what is too distant among some is too distant among all.
+    If they are too many, those of the most distant hashes are left out. Joined all at once or step by step, in any
+    order, they are the same: what is too distant among some is too distant among all. `farther` says that some may
+    differ in more bits than are allowed.
     """
     images = turned.shape[1]
     codes, room = np.unique(np.concatenate(found)), _room(images)
-    if len(codes) <= room:
-        return codes
-    pairs, turns = np.divmod(codes, ORIENTATIONS)
-    a, b = np.divmod(pairs, images)
-    distance = np.bitwise_count(turned[0, a] ^ turned[turns, b]).sum(axis=1, dtype=np.uint8)
-    within = np.cumsum(np.bincount(distance))
-    return codes[distance <= max(0, int(np.searchsorted(within, room, side="right")) - 1)]
+    if len(codes) <= room and not farther:
+        return codes, allowed
+    distance = np.empty(len(codes), np.uint8)
+    for start in range(0, len(codes), _BLOCK):
+        pairs, turns = np.divmod(codes[start : start + _BLOCK], ORIENTATIONS)
+        a, b = np.divmod(pairs, images)
+        differing = np.bitwise_count(turned[0, a] ^ turned[turns, b])
+        distance[start : start + _BLOCK] = differing.sum(axis=1, dtype=np.uint8)
+    within = np.cumsum(np.bincount(distance, minlength=allowed + 1))[: allowed + 1]
+    allowed = max(0, int(np.searchsorted(within, room, side="right")) - 1)
+    return codes[distance <= allowed], allowed

@@ -132,7 +132,7 @@ def prepared(source: Path, target: Path, options: PackOptions, parts: int = 0) -
         others = f", {listing.ignored:,} other files" if listing.ignored else ""
         say(f"{len(listing.items):,} images below {', '.join([str(source), *options.also])}{others}")
         if options.decisions:
-            read_decisions(Path(options.decisions), {item.source for item in listing.items})
+            read_decisions(Path(options.decisions), set(listing.items.each("source")))
         chunks = cut(Work(target).folder, listing.items, how)
         yield Packing(listing, source, options, identified(source, options, chunks, parts), chunks)
 
@@ -186,9 +186,9 @@ def assemble(packing: Packing, work: Work) -> dict[str, Any]:
     """Clean, split, audit and write what was examined, and give the set its name; errors as in `pack`."""
     options, items = packing.options, packing.listing.items
     way = way_of(options)
-    dropped = read_decisions(Path(options.decisions), {item.source for item in items}) if options.decisions else {}
-    cleaned = clean(items, load(packing.chunks), options.near, dropped, packing.workers)
-    classes = sorted({item.label for item in items})
+    dropped = read_decisions(Path(options.decisions), set(items.each("source"))) if options.decisions else {}
+    cleaned = clean(items, load(packing.chunks, items), options.near, dropped, packing.workers)
+    classes = items.distinct("label")
     _check_classes_left(classes, cleaned, packing.source)
     samples, division, cleaned, found = divide(
         cleaned,
@@ -201,8 +201,8 @@ def assemble(packing: Packing, work: Work) -> dict[str, Any]:
     audited = judge(samples, found, options.allow_leaks, options.keep_splits)
     if len(samples) + len(cleaned.rejected) != len(items):
         raise Fault(f"{len(items)} images in, {len(samples)} to pack, {len(cleaned.rejected)} rejected", packing.source)
-    extra = personal_fields(samples)
-    warn_of_personal(samples)
+    extra = personal_fields(samples.images)
+    warn_of_personal(samples.images)
     if packing.listing.encoder:
         extra["encoder"] = packing.listing.encoder
     if options.treatment.changes:
@@ -236,7 +236,7 @@ def _existing_parent(path: Path) -> Path:
 
 
 def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> None:
-    left = {image.item.label for image in cleaned.images}
+    left = set(cleaned.images.texts("label"))
     for name in classes:
         if name not in left:
             reasons = Counter(reject.reason for reject in cleaned.rejected if reject.item.label == name)

@@ -88,3 +88,18 @@ PNG_TEXTS = {"Author": NAME, "Copyright": NAME, "Creation Time": TIME, "Software
 ENCODERS = (b"CREATOR: gd-jpeg", b"Lavc", b"LEAD Technologies", b"File written by Adobe", b"Optimized by JPEGmini",
             b"Created with GIMP", b"Intel(R) JPEG", b"AppleMark", b"Compressed by jpeg-recompress")  # fmt: skip
 """Comments that encoders leave in JPEG files."""
+
+KINDS = {
+    **{f"EXIF {name}": kind for fields in (TIFF_FIELDS, EXIF_FIELDS, GPS_FIELDS) for name, kind in fields.values()},
+    **{f"XMP {name}": kind for name, kind in XMP_KINDS.items()},
+    **{f"IPTC {name}": kind for name, kind in IPTC_FIELDS.values()},
+}
+"""Kinds of the fields that have a place of their own, by the names that `shards.metadata.personal` gives them."""
+
+
+def kind_of(field: str) -> str:
+    """Return the kind of a field by its name ("EXIF Artist", "PNG Author", "JPEG comment"); "" if not personal."""
+    if field in KINDS:
+        return KINDS[field]
+    keyword = field.removeprefix("PNG ")
+    return TIME if keyword.startswith(("date:", "tIME")) else PNG_TEXTS.get(keyword, TEXT)

@@ -28,8 +28,8 @@ from shards.examine import Image, examine_all
 from shards.network_features import read_features
 from shards.outliers import by_appearance, by_features
 from shards.parallel import available_cores
+from shards.personal_fields import kind_of
 from shards.scan_findings import Findings, flag, near_clusters, suggestions
-from shards.scan_personal import personal_fields
 from shards.scan_table import scan_table
 from shards.shortcuts import shortcuts
 from shards.sources import Listing, as_text
@@ -106,7 +106,8 @@ def explore_folder(source: Path, options: ScanOptions) -> Findings:
 def explore(listing: Listing, source: Path, options: ScanOptions) -> Findings:
     """Read every image and run all detectors."""
     folder = as_text(Path(source.resolve().name))
-    origins = {item.source: item.origin or folder for item in listing.items}
+    names = zip(listing.items.each("source"), listing.items.texts("origin"), strict=True)
+    origins = {source: origin or folder for source, origin in names}
     say(f"{len(listing.items):,} images below {', '.join([str(source), *options.also])}")
     workers = options.workers or available_cores()
     images, looks, rejected = examine_all(listing.items, workers, look)
@@ -122,7 +123,7 @@ def explore(listing: Listing, source: Path, options: ScanOptions) -> Findings:
     units = units_of(images, same, pairs)
     sources = [origins[image.item.source] for image in images]
     measured = shortcuts(images, looks, sources, units, clusters)
-    personal = personal_fields(images, workers)
+    personal = [{name: kind_of(name) for name in image.personal} for image in images]
     found = Findings(
         images, looks, rejected, same, pairs, clusters, units, outliers, measured, personal, listing.ignored, origins
     )

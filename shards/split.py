@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,37 @@ class Split:
 def order_key(seed: int, text: str) -> bytes:
     """Return a pseudo-random sort key of a text: the same on every machine, another for another seed."""
     return hashlib.sha256(f"{seed}\0{text}".encode()).digest()
+
+
+def order_keys(seed: int, texts: Iterable[str]) -> np.ndarray:
+    """Return `order_key` of each text as `S32` [texts], which numpy can sort."""
+    return np.frombuffer(b"".join(order_key(seed, text) for text in texts), "S32")
+
+
+@dataclass(frozen=True)
+class Units:
+    """What stays together: samples of one group, or a sample alone; the largest first, ties as drawn.
+
+    Attributes:
+        members: positions of samples, unit by unit, int64 [samples].
+        starts: where each unit begins among them, and the end, int64 [units + 1].
+    """
+
+    members: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Samples of each unit."""
+        return np.diff(self.starts)
+
+    def at(self, unit: int) -> np.ndarray:
+        """Return the members of a unit."""
+        return self.members[self.starts[unit] : self.starts[unit + 1]]
+
+    def owners(self, labels: np.ndarray, label: int) -> np.ndarray:
+        """Return the units that have a sample of a class, in order."""
+        return np.unique(np.repeat(np.arange(len(self.sizes)), self.sizes)[labels[self.members] == label])
 
 
 def parse_fractions(text: str) -> dict[str, float]:
@@ -70,38 +101,45 @@ def split(
     label_array = np.asarray(labels, dtype=np.int64)
     parts = list(fractions)
     shares = np.array([fractions[part] for part in parts])
-    units = _units(groups, keys)
+    units = _units(groups, keys, seed)
     if not thin:
         _check_enough(label_array, groups, units, parts, classes)
     totals = np.bincount(label_array, minlength=len(classes)).astype(float)
     wanted = np.outer(shares, totals)
     placed = np.zeros_like(wanted)
     assignment = np.full(len(label_array), -1, dtype=np.int64)
-    ordered = sorted(units, key=lambda unit: (-len(unit), order_key(seed, min(keys[i] for i in unit))))
-    for unit in (u for u in ordered if len(u) > 1):
+    several = int((units.sizes > 1).sum())
+    for unit in map(units.at, range(several)):
         counts = np.bincount(label_array[unit], minlength=len(classes)).astype(float)
         part = best_part(counts, placed, wanted, totals)
         assignment[unit] = part
         placed[part] += counts
-    fill_singles([u[0] for u in ordered if len(u) == 1], label_array, assignment, placed, wanted)
-    _mend_empty(ordered, label_array, assignment, placed, parts, classes, thin)
+    fill_singles(units.members[units.starts[several] :], label_array, assignment, placed, wanted)
+    _mend_empty(units, label_array, assignment, placed, parts, classes, thin)
     deviation = float(np.abs(placed / np.maximum(totals, 1) - shares[:, None])[:, totals > 0].max())
     return Split(parts, assignment, deviation)
 
 
-def _units(groups: Sequence[str], keys: Sequence[str]) -> list[list[int]]:
+def _units(groups: Sequence[str], keys: Sequence[str], seed: int) -> Units:
     found: dict[str, list[int]] = {}
     for position, group in enumerate(groups):
-        found.setdefault(f"g{group}" if group else f"k{keys[position]}", []).append(position)
-    return list(found.values())
+        if group:
+            found.setdefault(group, []).append(position)
+    several = sorted(
+        (unit for unit in found.values() if len(unit) > 1),
+        key=lambda unit: (-len(unit), order_key(seed, min(keys[i] for i in unit))),
+    )
+    together = np.array([i for unit in several for i in unit], np.int64)
+    alone = np.setdiff1d(np.arange(len(groups)), together, assume_unique=True)
+    alone = alone[np.argsort(order_keys(seed, (keys[i] for i in alone.tolist())))]
+    sizes = [*map(len, several), *np.ones(len(alone), np.int64)]
+    return Units(np.append(together, alone), np.cumsum([0, *sizes]))
 
 
 def _check_enough(
-    labels: np.ndarray, groups: Sequence[str], units: list[list[int]], parts: list[str], classes: Sequence[str]
+    labels: np.ndarray, groups: Sequence[str], units: Units, parts: list[str], classes: Sequence[str]
 ) -> None:
-    per_class = np.zeros(len(classes), dtype=np.int64)
-    for unit in units:
-        per_class[np.unique(labels[unit])] += 1
+    per_class = [len(units.owners(labels, label)) for label in range(len(classes))]
     for index, name in enumerate(classes):
         if per_class[index] < len(parts):
             images = int((labels == index).sum())
@@ -131,13 +169,16 @@ def best_part(counts: np.ndarray, placed: np.ndarray, wanted: np.ndarray, totals
 
 
 def fill_singles(
-    singles: list[int], labels: np.ndarray, assignment: np.ndarray, placed: np.ndarray, wanted: np.ndarray
+    singles: Sequence[int] | np.ndarray,
+    labels: np.ndarray,
+    assignment: np.ndarray,
+    placed: np.ndarray,
+    wanted: np.ndarray,
 ) -> None:
     """Deal single samples, class by class, so that each part comes as near to its share as rounding allows."""
-    by_class: dict[int, list[int]] = {}
-    for position in singles:
-        by_class.setdefault(int(labels[position]), []).append(position)
-    for label, members in sorted(by_class.items()):
+    positions = np.asarray(singles, np.int64)
+    for label in np.unique(labels[positions]).tolist():
+        members = positions[labels[positions] == label]
         quota = _largest_remainder(np.maximum(wanted[:, label] - placed[:, label], 0), len(members))
         assignment[members] = np.repeat(np.arange(len(quota)), quota)
         placed[:, label] += quota
@@ -154,7 +195,7 @@ def _largest_remainder(need: np.ndarray, total: int) -> np.ndarray:
 
 
 def _mend_empty(
-    units: list[list[int]],
+    units: Units,
     labels: np.ndarray,
     assignment: np.ndarray,
     placed: np.ndarray,
@@ -167,7 +208,7 @@ def _mend_empty(
         for part in range(len(parts)):
             if placed[part, label] > 0:
                 continue
-            owners = [u for u in units if (labels[u] == label).any()]
+            owners = map(units.at, units.owners(labels, label).tolist())
             movable = [u for u in owners if _spares(u, labels, int(assignment[u[0]]), placed)]
             if not movable and thin:
                 continue
@@ -184,7 +225,7 @@ def _mend_empty(
             assignment[unit] = part
 
 
-def _spares(unit: list[int], labels: np.ndarray, home: int, placed: np.ndarray) -> bool:
+def _spares(unit: np.ndarray, labels: np.ndarray, home: int, placed: np.ndarray) -> bool:
     """Whether the unit's part keeps every class of the unit when the unit leaves."""
     counts = np.bincount(labels[unit], minlength=placed.shape[1])
     return bool((placed[home] - counts)[counts > 0].min() > 0)

@@ -15,10 +15,10 @@ from shards.errors import BadInput
 from shards.format import ShardInfo
 from shards.honesty import sentence, thin_classes
 from shards.kept import shares_of
+from shards.samples import Samples
 from shards.sources import as_text
 from shards.sources.items import FIXED
 from shards.split import Split, parse_fractions, split
-from shards.write import Sample
 
 if TYPE_CHECKING:
     from shards.pack import PackOptions
@@ -52,7 +52,7 @@ class Way:
 
     def divide(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
         groups: Sequence[str],
         keys: Sequence[str],
         origins: Sequence[str],
@@ -114,17 +114,16 @@ def named_splits(parts: list[str], shards: Sequence[ShardInfo]) -> dict[str, lis
 
 
 def split_record(
-    way: Way, samples: Sequence[Sample], division: Split, classes: Sequence[str], options: PackOptions
+    way: Way, samples: Samples, division: Split, classes: Sequence[str], options: PackOptions
 ) -> dict[str, Any]:
     """Return what dataset.json says of the split, with the names of its parts; warns of classes with too few groups."""
-    parts = [sample.part for sample in samples]
-    labels = [sample.label for sample in samples]
+    parts, labels = samples.parts, samples.labels.tolist()
     fractions = shares_of(division) if way.kept else way.fractions
     record: dict[str, Any] = {"method": _method(way), "fractions": fractions, "seed": options.seed}
     record |= shares_record(samples, division.parts, fractions, classes)
     record["deviation"] = round(division.deviation, 6)
     if way.sources:
-        origins = [sample.image.item.origin for sample in samples]
+        origins = samples.images.texts("origin")
         held = {source_of(part): origin for part, origin in zip(parts, origins, strict=True) if source_of(part)}
         record["sources"] = {f"fold{k}": held[f"source{k}"] for k in range(len(held))}
         record["warnings"] = missing_classes(parts, labels, origins, classes) + record["warnings"]
@@ -138,13 +137,13 @@ def split_record(
 
 
 def shares_record(
-    samples: Sequence[Sample], names: Sequence[str], fractions: dict[str, float], classes: Sequence[str]
+    samples: Samples, names: Sequence[str], fractions: dict[str, float], classes: Sequence[str]
 ) -> dict[str, Any]:
     """Return by how much the asked shares were missed, and which classes have too few groups for an honest split."""
-    labels, parts = [sample.label for sample in samples], [sample.part for sample in samples]
+    labels, parts = samples.labels.tolist(), samples.parts
     missed = deviations(labels, parts, names, fractions, classes)
     whole = [source_of(part) or part for part in parts]
-    thin = thin_classes(labels, [sample.group for sample in samples], whole, classes)
+    thin = thin_classes(labels, samples.groups, whole, classes)
     largest = max((abs(value) for row in missed.values() for value in row.values()), default=0.0)
     return {
         "deviation": largest,

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from shards.atomic import open_atomic
@@ -19,23 +21,17 @@ from shards.errors import BadInput, EnvironmentFault
 from shards.examine import Image
 from shards.format import SAMPLES_SCHEMA
 from shards.images import EXTENSIONS
+from shards.parallel import chunked
+from shards.samples import Sample, Samples
 from shards.tar import ShardSummary, ShardWriter, index_path
 
 PLAN_VERSION = 1
 """Of what is written; to be raised when the same plan would give other bytes."""
 
+_ROWS = 4096
+"""Texts of the sample table made at a time."""
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each sample
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image with its place in the set: key, label, group and part."""
-
-    image: Image
-    key: str
-    label: int
-    group: str
-    part: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class ShardPlan:
     path: Path
     part: str
     classes: list[str]
-    samples: list[Sample]
+    samples: Samples
     work: Path | None = None
 
     @property
@@ -72,7 +68,7 @@ class Written(NamedTuple):
 
 
 def plan_shards(
-    samples: list[Sample],
+    samples: Samples,
     classes: list[str],
     shard_bytes: int,
     shard_samples: int,
@@ -84,27 +80,21 @@ def plan_shards(
 
     `taken` says how many shards of each part there are already.
     """
+    edges, filled = [0], 0
+    for place, (size, part) in enumerate(zip(samples.images.column("size").tolist(), samples.parts, strict=True)):
+        full = filled + size > shard_bytes or place - edges[-1] >= shard_samples
+        if place > edges[-1] and (full or part != samples.parts[place - 1]):
+            edges.append(place)
+            filled = 0
+        filled += size
     plans: list[ShardPlan] = []
-    current: list[Sample] = []
-    size = 0
     numbers = Counter(taken or {})
-
-    def close() -> None:
-        nonlocal current, size
-        if current:
-            part = current[0].part
-            plans.append(ShardPlan(folder / f"{part}-{numbers[part]:06d}.tar", part, classes, current, work))
+    for first, last in pairwise([*edges, len(samples)]):
+        if first < last:
+            part = samples.parts[first]
+            path = folder / f"{part}-{numbers[part]:06d}.tar"
+            plans.append(ShardPlan(path, part, classes, samples[first:last], work))
             numbers[part] += 1
-        current, size = [], 0
-
-    for sample in samples:
-        grown = size + sample.image.size
-        full = grown > shard_bytes or len(current) >= shard_samples
-        if current and (full or sample.part != current[0].part):
-            close()
-        current.append(sample)
-        size += sample.image.size
-    close()
     return plans
 
 
@@ -210,18 +200,30 @@ def row(sample: Sample, classes: list[str]) -> dict[str, Any]:
     }
 
 
-def sample_table(samples: list[Sample], classes: list[str], numbers: list[int], offsets: list[int]) -> pa.Table:
+def sample_table(samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray) -> pa.Table:
     """Return the sample table; `numbers` are the shards of the samples, `offsets` where their image bytes begin."""
+    images = samples.images
+    kinds = [images.kinds[kind] for kind in images.column("kind").tolist()]
     columns: dict[str, Any] = {
-        "key": [sample.key for sample in samples],
-        "split": [sample.part for sample in samples],
-        "label": [sample.label for sample in samples],
-        "class": [classes[sample.label] for sample in samples],
-        "group": [sample.group for sample in samples],
-        "source": [sample.image.item.source for sample in samples],
+        "key": samples.keys,
+        "split": samples.parts,
+        "label": samples.labels,
+        "class": (classes[label] for label in samples.labels.tolist()),
+        "group": samples.groups,
+        "source": images.sources(),
+        "sha256": images.hexadecimal("sha256"),
+        "mode": (kind[0] for kind in kinds),
+        "format": (kind[1] for kind in kinds),
         "shard": numbers,
         "offset": offsets,
     }
-    seen = [name for name in SAMPLES_SCHEMA.names if name not in columns]
-    columns |= {name: [getattr(sample.image, name) for sample in samples] for name in seen}
-    return pa.table({name: columns[name] for name in SAMPLES_SCHEMA.names}, schema=SAMPLES_SCHEMA)
+    columns |= {name: images.column(name) for name in ("crc32", "width", "height", "size")}
+    schema = SAMPLES_SCHEMA
+    return pa.table({name: _column(columns[name], schema.field(name).type) for name in schema.names}, schema)
+
+
+def _column(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
+    """Return an Arrow array of a type; texts are turned into it some thousand at a time."""
+    if isinstance(values, np.ndarray | pa.Array):
+        return pa.array(values).cast(kind)
+    return pa.concat_arrays([pa.array([], kind), *(pa.array(some, kind) for some in chunked(values, _ROWS))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,10 +12,11 @@ from pathlib import Path
 from shards.console import say, warn
 from shards.definitions import Definition, LabelFile
 from shards.errors import BadInput, nearest
-from shards.images import IMAGE_SUFFIXES
 from shards.sources.folder import list_classes
-from shards.sources.items import Item, Listing, compile_pattern, find_group, spelling, walk
+from shards.sources.items import Item, compile_pattern, find_group, spelling
+from shards.sources.listing import Items, Listing
 from shards.sources.table import read_table
+from shards.sources.walk import images_among, walk
 
 
 def list_defined(root: Path, definition: Definition, trees: str = "", group_pattern: str = "") -> Listing:
@@ -33,35 +34,39 @@ def list_defined(root: Path, definition: Definition, trees: str = "", group_patt
     """
     if not definition.classes:
         listing = list_classes(root, group_pattern or None, definition.splits)
-        named = [replace(i, group=i.group if group_pattern else definition.group(i.source)) for i in listing.items]
-        return Listing([replace(item, part=_part(item, definition)) for item in named], listing.ignored)
+        named = (replace(i, group=i.group if group_pattern else definition.group(i.source)) for i in listing.items)
+        return Listing(Items.of(replace(item, part=_part(item, definition)) for item in named), listing.ignored)
     pattern = compile_pattern(group_pattern)
     files = walk(root)
-    images = [(path, source) for path, source in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    present = {_deepest(source, definition.trees) for _, source in images} - {""}
+    images = images_among(files)
+    present = {_deepest(source, definition.trees) for source in images.each("source")} - {""}
     wanted = _wanted_trees(definition, trees, present)
     labels = [(spelling(table.folder), _lookup(table, files)) for table in definition.labels]
-    items: list[Item] = []
     homeless: list[str] = []
-    others = 0
-    for path, source in images:
-        tree = _deepest(source, definition.trees)
-        if present and tree not in wanted:
-            others += 1
-            continue
-        label, original = _label(source, definition, labels)
-        if not label:
-            homeless.append(source)
-            continue
-        group = find_group(pattern, source) if pattern else definition.group(original)
-        item = Item(path, source, label, group)
-        item = replace(item, part=_part(item, definition))
-        items.append(_paired(item, tree, original) if len(wanted & present) > 1 else item)
+    others: list[str] = []
+
+    def wanted_items() -> Iterator[Item]:
+        for path, source in ((file.path, file.source) for file in images):
+            tree = _deepest(source, definition.trees)
+            if present and tree not in wanted:
+                others.append(source)
+                continue
+            label, original = _label(source, definition, labels)
+            if not label:
+                homeless.append(source)
+                continue
+            group = find_group(pattern, source) if pattern else definition.group(original)
+            item = Item(path, source, label, group)
+            item = replace(item, part=_part(item, definition))
+            yield _paired(item, tree, original) if len(wanted & present) > 1 else item
+
+    items = Items.of(wanted_items())
     if not items:
         known = ", ".join(definition.classes)
         raise BadInput(f"no image of {definition.name} here", root, f"the folders of its classes are called {known}")
     if others:
-        say(f"of {definition.name} {', '.join(sorted(wanted & present))} is taken, {others:,} other images are not")
+        taken = ", ".join(sorted(wanted & present))
+        say(f"of {definition.name} {taken} is taken, {len(others):,} other images are not")
     if homeless:
         warn(f"{len(homeless):,} images have no class of {definition.name} and are passed over, first {homeless[0]}")
     return Listing(items, len(files) - len(items))
@@ -129,9 +134,9 @@ def _label(
     return (definition.classes[name] if name else ""), source
 
 
-def _lookup(table: LabelFile, files: list[tuple[Path, str]]) -> dict[str, tuple[str, str]]:
+def _lookup(table: LabelFile, files: Items) -> dict[str, tuple[str, str]]:
     """Return image name -> (class, original name) of a label table; empty where the table is not there."""
-    found = [path for path, _ in files if fnmatch(path.name.casefold(), table.file.casefold())]
+    found = [file.path for file in files if fnmatch(file.path.name.casefold(), table.file.casefold())]
     if not found:
         return {}
     content = read_table(found[0])

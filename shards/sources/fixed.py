@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from shards.errors import BadInput, nearest
-from shards.sources.items import FIXED, Listing
+from shards.sources.items import FIXED
+from shards.sources.listing import Items, Listing
 from shards.sources.table import PATH_COLUMNS, read_table
 
 TABLES = (".csv", ".tsv", ".tab", ".parquet")
@@ -27,8 +28,8 @@ def mark(listing: Listing, name: str, roots: int) -> Listing:
     chosen = _listed(listing, Path(name)) if is_table(name) else _named(listing, name, roots)
     if len(chosen) == len(listing.items):
         raise BadInput("every image is in the fixed test set", "--test-from", "leave images to train on")
-    items = [replace(item, part=FIXED if item.source in chosen else "") for item in listing.items]
-    return replace(listing, items=items)
+    items = (replace(item, part=FIXED if item.source in chosen else "") for item in listing.items)
+    return replace(listing, items=Items.of(items))
 
 
 def is_table(name: str) -> bool:
@@ -37,10 +38,10 @@ def is_table(name: str) -> bool:
 
 
 def _named(listing: Listing, name: str, roots: int) -> set[str]:
-    tops = {item.source.split("/")[0] for item in listing.items} if roots > 1 else set()
-    parts = {item.part for item in listing.items if item.part}
+    tops = {source.split("/")[0] for source in listing.items.each("source")} if roots > 1 else set()
+    parts = set(listing.items.distinct("part")) - {""}
     if name in tops:
-        return {item.source for item in listing.items if item.source.startswith(f"{name}/")}
+        return {source for source in listing.items.each("source") if source.startswith(f"{name}/")}
     if name in parts:
         return {item.source for item in listing.items if item.part == name}
     known = sorted(tops | parts)
@@ -53,7 +54,7 @@ def _listed(listing: Listing, table: Path) -> set[str]:
     column = next((name for name in PATH_COLUMNS if name in content.column_names), None)
     if column is None:
         raise BadInput("no column for image paths", table, f"name one of its columns {' or '.join(PATH_COLUMNS)}")
-    known = {item.source for item in listing.items}
+    known = set(listing.items.each("source"))
     chosen = {str(value) for value in content.column(column).to_pylist()}
     missing = sorted(chosen - known)
     if missing:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from shards.errors import BadInput
-from shards.images import IMAGE_SUFFIXES
-from shards.sources.items import (
-    Item,
-    Listing,
-    check_classes,
-    compile_pattern,
-    find_group,
-    spelling,
-    split_part,
-    walk,
-)
+from shards.sources.items import Item, compile_pattern, find_group, spelling, split_part
+from shards.sources.listing import Items, Listing, check_classes
+from shards.sources.walk import images_among, walk
 
 
 def list_folder(root: Path, group_pattern: str | None = None) -> Listing:
@@ -51,25 +42,27 @@ def list_classes(root: Path, group_pattern: str | None = None, splits: Mapping[s
 
     pattern = compile_pattern(group_pattern)
     files = walk(root)
-    images = [(path, source) for path, source in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = images_among(files)
     if not images:
         raise BadInput("no images here", root, "give the folder that holds one folder of images for each class")
-    split = _is_split(root, [source for _, source in images], part_of)
-    items = []
-    for path, source in images:
-        top, below = source.split("/")[:2]
+    split = _is_split(root, images, part_of)
+
+    def item(found: Item) -> Item:
+        top, below = found.source.split("/")[:2]
         part, label = (part_of(top), below) if split else ("", top)
-        items.append(Item(path, source, sys.intern(label), find_group(pattern, source), part))
-    return Listing(items, len(files) - len(images))
+        return Item(found.path, found.source, label, find_group(pattern, found.source), part)
+
+    return Listing(Items.of(map(item, images)), len(files) - len(images))
 
 
-def _is_split(root: Path, sources: list[str], part_of: Callable[[str], str]) -> bool:
+def _is_split(root: Path, images: Items, part_of: Callable[[str], str]) -> bool:
     """Whether the images lie in the class folders of split folders; raises BadInput where they lie in neither."""
-    loose = [source for source in sources if "/" not in source]
+    loose = [source for source in images.each("source") if "/" not in source]
     if loose:
         raise BadInput(f"{len(loose)} images lie beside the class folders", root / loose[0], "move them into one")
-    tops = sorted({source.split("/")[0] for source in sources})
-    direct = sorted({source.split("/")[0] for source in sources if source.count("/") == 1})
+    folders = sorted({source.rpartition("/")[0] for source in images.each("source")})
+    tops = sorted({folder.split("/")[0] for folder in folders})
+    direct = [folder for folder in folders if "/" not in folder]
     parts = [name for name in tops if part_of(name)]
     if len(parts) == len(tops) and direct:
         raise BadInput(
@@ -81,7 +74,6 @@ def _is_split(root: Path, sources: list[str], part_of: Callable[[str], str]) -> 
         return True
     if direct:
         return False
-    inner = sorted({source.rsplit("/", 1)[0] for source in sources})[0]
     if parts:
         other = next(name for name in tops if name not in parts)
         raise BadInput(
@@ -90,5 +82,5 @@ def _is_split(root: Path, sources: list[str], part_of: Callable[[str], str]) -> 
             "call it train, val, test or fold0, fold1, ..., move it away, or describe the data set with --dataset",
         )
     raise BadInput(
-        "the images lie two or more folders deep", root / inner, "give the folder that holds the class folders"
+        "the images lie two or more folders deep", root / folders[0], "give the folder that holds the class folders"
     )

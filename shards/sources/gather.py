@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
+
+import pyarrow as pa
 
 from shards.console import say, warn
 from shards.definitions import Definition, read_definition
@@ -17,7 +20,8 @@ from shards.sources.archive import encoder, unpack
 from shards.sources.defined import list_defined, warn_of_counts
 from shards.sources.fixed import is_table, mark
 from shards.sources.folder import list_classes
-from shards.sources.items import Item, Listing, as_text, check_classes
+from shards.sources.items import as_text
+from shards.sources.listing import Items, Listing, check_classes
 from shards.sources.origin import with_origins
 from shards.sources.table import list_table, read_table
 
@@ -86,7 +90,7 @@ def gathered(request: Request) -> Iterator[Listing]:
         if request.table:
             _warn_of_unlabelled(listing.items)
         listing = with_origins(listing, definition, request.source_pattern)
-        if not any(item.part and item.part == request.test_from for item in listing.items):
+        if not request.test_from or request.test_from not in listing.items.distinct("part"):
             listing = _with_split(listing, request)
         if request.test_from:
             listing = mark(listing, request.test_from, len(request.roots))
@@ -98,6 +102,7 @@ def gathered(request: Request) -> Iterator[Listing]:
             listing = _relabelled(listing, Path(request.labels))
         if not request.one_class:
             check_classes(listing.items, request.where)
+        pa.default_memory_pool().release_unused()  # columns of the listings that this one was made from
         yield listing
 
 
@@ -143,25 +148,28 @@ def _archive(root: Path, definition: Definition | None) -> Path | None:
 def _joined(listings: list[Listing], roots: tuple[Path, ...]) -> Listing:
     """Put the listings of several roots into one."""
     if len(listings) == 1:
-        return replace(listings[0], items=sorted(listings[0].items, key=lambda item: item.source))
+        return replace(listings[0], items=listings[0].items.by_source())
     same = [path for path, n in Counter(root.resolve() for root in roots).items() if n > 1]
     if same:
         raise BadInput("one folder is given twice", same[0], "name it once")
-    items: list[Item] = []
+    prefixes: list[str] = []
     seen: Counter[str] = Counter()
-    for root, listing in zip(roots, listings, strict=True):
+    for root in roots:
         name = as_text(Path(root.resolve().name)) or "root"
         seen[name] += 1
-        prefix = name if seen[name] == 1 else f"{name}-{seen[name]}"
-        items += [replace(item, source=f"{prefix}/{item.source}", origin=prefix) for item in listing.items]
-    items.sort(key=lambda item: item.source)
-    doubled = [source for source, n in Counter(item.source for item in items).items() if n > 1]
+        prefixes.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    items = Items.of(
+        replace(item, source=f"{prefix}/{item.source}", origin=prefix)
+        for prefix, listing in zip(prefixes, listings, strict=True)
+        for item in listing.items
+    ).by_source()
+    doubled = next((one for one, other in pairwise(items.each("source")) if one == other), None)
     if doubled:
-        raise BadInput(f"two roots give one name to different images: {doubled[0]}", "--also", "rename one of them")
+        raise BadInput(f"two roots give one name to different images: {doubled}", "--also", "rename one of them")
     return Listing(items, sum(listing.ignored for listing in listings), max(listing.encoder for listing in listings))
 
 
-def _warn_of_unlabelled(items: list[Item]) -> None:
+def _warn_of_unlabelled(items: Items) -> None:
     """Say how many images lie in the folders of those that a table names, and stand in no row of it."""
     named = {item.path for item in items}
     beside = (path for folder in {path.parent for path in named} for path in folder.iterdir())
@@ -180,12 +188,12 @@ def _relabelled(listing: Listing, path: Path) -> Listing:
     known = {str(label): str(name or "") for label, name in zip(labels, classes, strict=True)}
     if len(known) < len(labels):
         raise BadInput("a label stands in the map twice", path, "keep one row for each label")
-    for label in sorted({item.label for item in listing.items}):
+    for label in listing.items.distinct("label"):
         if label not in known:
             raise BadInput(
                 f"the label {label!r} is not in the map", path, nearest(label, list(known)) or "add a row for it"
             )
-    items = [replace(item, label=known[item.label]) for item in listing.items if known[item.label]]
+    items = Items.of(replace(item, label=known[item.label]) for item in listing.items if known[item.label])
     left = len(listing.items) - len(items)
     if left:
         warn(f"{left:,} images are passed over: the map gives their labels no class")
@@ -198,7 +206,7 @@ def _with_split(listing: Listing, request: Request) -> Listing:
     """Return the listing with its parts if they are to be kept, without them if they are to be merged."""
     if request.any_splits:
         return listing
-    counts = Counter(item.part for item in listing.items)
+    counts = Counter(listing.items.each("part"))
     found = sorted(part for part in counts if part)
     if found and not request.keep_splits and not request.merge_splits:
         raise BadInput(
@@ -207,7 +215,7 @@ def _with_split(listing: Listing, request: Request) -> Listing:
             "say --keep-splits to keep it as it is or --merge-splits to divide all images anew",
         )
     if not request.keep_splits:
-        return replace(listing, items=[replace(item, part="") for item in listing.items])
+        return replace(listing, items=Items.of(replace(item, part="") for item in listing.items)) if found else listing
     if not found:
         raise BadInput("there is no split to keep", request.where, "leave out --keep-splits")
     if counts[""]:

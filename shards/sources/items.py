@@ -1,10 +1,9 @@
-"""What every source yields: items and listings, and the walk through folders that finds the files."""
+"""What every source yields: an item for each image; how names are read, spelled and grouped."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,55 +44,6 @@ class Item:
     origin: str = ""
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The images of one source in a fixed order, and how many other files were passed over.
-
-    `encoder` says what wrote the files where they were unpacked from an archive.
-    """
-
-    items: list[Item]
-    ignored: int
-    encoder: str = ""
-
-
-def walk(root: Path) -> list[tuple[Path, str]]:
-    """Return (path, path below root) of every file below `root`, following links but never in a circle, sorted.
-
-    Raises:
-        BadInput: no such folder, not a folder, or one that cannot be read.
-    """
-    return sorted(_walk(root, root, set()), key=lambda entry: entry[1])
-
-
-def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
-    try:
-        status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except FileNotFoundError:
-        raise BadInput("no such folder", folder, "check the path") from None
-    except NotADirectoryError:
-        raise BadInput("not a folder", folder, "give the folder that holds the class folders") from None
-    except OSError as error:
-        raise BadInput(f"the folder cannot be read: {error.strerror}", folder, "check its permissions") from error
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    for entry in entries:
-        path = folder / entry.name
-        if _is_folder(entry):
-            yield from _walk(path, root, above | {identity})
-        else:
-            yield path, as_text(path.relative_to(root))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: reading it as a file will say so
-        return False
-
-
 def as_text(path: Path) -> str:
     """Return a path with / between its parts as text that can be encoded: bytes that are not UTF-8 become \\xNN."""
     return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
@@ -125,10 +75,3 @@ def find_group(pattern: re.Pattern[str] | None, source: str) -> str:
     if match is None:
         return ""
     return (match.group(1) if match.re.groups else match.group(0)) or ""
-
-
-def check_classes(items: Iterable[Item], where: Path) -> None:
-    """Raise BadInput if the items have fewer than two classes."""
-    classes = {item.label for item in items}
-    if len(classes) < 2:
-        raise BadInput(f"only one class ({next(iter(classes))!r})", where, "classification needs at least two")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from shards.definitions import Definition
-from shards.sources.items import Listing, compile_pattern, find_group
+from shards.sources.items import Item, compile_pattern, find_group
+from shards.sources.listing import Items, Listing
 
 
 def with_origins(listing: Listing, definition: Definition | None, pattern: str = "") -> Listing:
@@ -19,9 +21,18 @@ def with_origins(listing: Listing, definition: Definition | None, pattern: str =
     """
     compiled = compile_pattern(pattern, "--source-pattern")
     if compiled:
-        return replace(listing, items=[replace(i, origin=find_group(compiled, i.source)) for i in listing.items])
+        return _named(listing, lambda source: find_group(compiled, source))
     if definition is None or not definition.source:
         return listing
-    found = [re.search(definition.source, item.source, re.IGNORECASE) for item in listing.items]
-    named = [match.group("source") or "" if match else "" for match in found]
-    return replace(listing, items=[replace(i, origin=name) for i, name in zip(listing.items, named, strict=True)])
+    own = re.compile(definition.source, re.IGNORECASE)
+
+    def name(source: str) -> str:
+        match = own.search(source)
+        return (match.group("source") or "") if match else ""
+
+    return _named(listing, name)
+
+
+def _named(listing: Listing, name: Callable[[str], str]) -> Listing:
+    items: Iterator[Item] = (replace(item, origin=name(item.source)) for item in listing.items)
+    return replace(listing, items=Items.of(items))

@@ -9,7 +9,8 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from shards.errors import BadInput, nearest
-from shards.sources.items import Item, Listing, check_classes, split_part
+from shards.sources.items import Item, split_part
+from shards.sources.listing import Items, Listing, check_classes
 
 LABEL_COLUMNS = ("label", "class")
 GROUP_COLUMNS = ("group", "patient", "patient_id", "slide")
@@ -63,9 +64,9 @@ def list_table(
         raise BadInput(f"{doubled} paths stand in the table twice", table, "keep one row for each file")
     if not items:
         raise BadInput("the table has no rows", table, "give one row for each image")
-    items.sort(key=lambda item: item.source)
-    check_classes(items, table)
-    return Listing(items, 0)
+    listed = Items.of(items).by_source()
+    check_classes(listed, table)
+    return Listing(listed, 0)
 
 
 def read_table(table: Path) -> pa.Table:

@@ -12,6 +12,7 @@ from shards.clean import _exact, _join_names
 from shards.definitions import Definition, Release, names, read_definition
 from shards.errors import BadInput
 from shards.examine import Image
+from shards.seen import Images
 from shards.sources import Item
 from shards.sources.defined import list_defined, warn_of_counts
 
@@ -210,7 +211,7 @@ def test_patients_of_cnmc_that_share_an_image_are_one_group(real_data: Path) -> 
     assert len(ids) == len(set(ids.values())) == 73
     assert "" not in ids.values()
     assert {image.item.group for image in images if "_h3_" in image.item.source.lower()} == {"healthy-3"}
-    joined = _join_names([image.item.group for image in images], _exact(images, {})[2])
+    joined = _join_names([image.item.group for image in images], _exact(Images.of(images), {})[2])
     assert joined[ids["20"]] == joined[ids["21"]]
     assert joined[ids["51"]] == joined[ids["75"]] == joined[ids["78"]]
     assert joined[ids["11"]] != joined["healthy-11"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards import nearhash
 from shards.alignment import aligned_correlation
 from shards.duplicates import PAIR_DTYPE, connected, default_correlation, exact_groups, near_pairs
 from shards.errors import BadInput
@@ -177,3 +178,18 @@ def test_a_million_images() -> None:
     assert len(found & known) >= 0.95 * len(known)
     assert len(found & known) >= 0.99 * len(found)
     assert np.bincount(connected(len(features), pairs)).max() <= 4
+
+
+def test_of_a_crowd_the_nearest_are_kept_whatever_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More candidates than there is room for: how many threads look, and in what portions, must not be seen."""
+    rng, images = np.random.default_rng(5), 1500
+    words = np.tile(rng.integers(0, 2**63, 2).astype(np.uint64), (images, 1))
+    for _ in range(6):
+        bit = rng.integers(0, 128, images)
+        words[np.arange(images), bit // 64] ^= np.uint64(1) << (bit % 64).astype(np.uint64)
+    found = []
+    for portion, workers in ((1 << 11, 1), (1 << 13, 3), (1 << 16, 2)):
+        monkeypatch.setattr(nearhash, "_SLICE", portion)
+        found.append(nearhash.candidates(words, workers=workers))
+    assert 0 < len(found[0]) <= 1 << 17
+    assert all(np.array_equal(found[0], other) for other in found[1:])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from shards.metadata import personal
-from shards.personal_fields import EXIF_FIELDS, GPS_FIELDS, IPTC_FIELDS, TIFF_FIELDS, XMP_KINDS
+from shards.personal_fields import EXIF_FIELDS, GPS_FIELDS, IPTC_FIELDS, TIFF_FIELDS, XMP_KINDS, kind_of
 from tests.shards.test_images import RGB, chunk, encode
 
 SECRET = "Jane Doe"
@@ -146,6 +146,16 @@ def test_xmp_iptc_comments_and_texts() -> None:
     )  # fmt: skip
     kinds = {"PNG Author": "name", "PNG Patient": "free text", "PNG date:create": "time", "PNG tIME": "time"}
     assert personal(texts) == kinds
+    assert {name: kind_of(name) for name in kinds} == kinds
+    assert kind_of("JPEG comment") == "free text"
+
+
+def test_the_name_of_a_field_tells_its_kind() -> None:
+    tables = {"EXIF": [TIFF_FIELDS, EXIF_FIELDS, GPS_FIELDS], "IPTC": [IPTC_FIELDS]}
+    fields = [(f"{block} {name}", kind) for block, some in tables.items() for f in some for name, kind in f.values()]
+    assert all(kind_of(name) == kind for name, kind in fields)
+    assert all(kind_of(f"XMP {name}") == kind for name, kind in XMP_KINDS.items())
+    assert {name: kind_of(name) for name in EVERY_EXIF} == EVERY_EXIF
 
 
 def test_values_are_never_told() -> None:

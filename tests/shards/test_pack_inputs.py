@@ -17,10 +17,11 @@ from shards.divide import KEY_LENGTH, make_keys
 from shards.errors import BadInput
 from shards.examine import examine_all
 from shards.pack import assemble, examine_chunks, pack, prepared
+from shards.samples import Sample, Samples
 from shards.sources import list_folder
 from shards.verify import verify
 from shards.work import alone
-from shards.write import Sample, ShardPlan, write_shard
+from shards.write import ShardPlan, write_shard
 from tests.shards.packing import ONE, fill, noise, plain, rejects, rows
 from tests.shards.test_pack_resume import started, wait
 
@@ -128,7 +129,7 @@ def test_an_image_that_changes_between_looking_and_writing_stops_the_packing(tmp
         victim.unlink()
         if change == "a folder now":
             victim.mkdir()
-    samples = [Sample(image, f"k{i}", 0, "", "train") for i, image in enumerate(images)]
+    samples = Samples.of([Sample(image, f"k{i}", 0, "", "train") for i, image in enumerate(images)])
     (tmp_path / "out").mkdir()
     said = "changed" if change in ("other bytes", "longer") else "vanished"
     with pytest.raises(BadInput, match=f"an image {said} while packing.*{victim.name}"):

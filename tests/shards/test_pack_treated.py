@@ -16,6 +16,7 @@ from shards.compose import personal_fields
 from shards.errors import BadInput, EnvironmentFault
 from shards.format import read_dataset
 from shards.pack import assemble, examine_chunks, pack, prepared
+from shards.seen import Images
 from shards.verify import verify
 from shards.work import alone
 from tests.conftest import bloodcell
@@ -173,9 +174,9 @@ def test_what_examination_found_is_read_back_as_it_was(tmp_path: Path) -> None:
     with prepared(images, tmp_path / "set", replace(ONE, strip=True)) as packing, alone(tmp_path / "set") as work:
         work.begin(packing.identity)
         examine_chunks(packing.chunks, 1)
-        seen = load(packing.chunks)
+        seen = load(packing.chunks, packing.listing.items)
     assert [image.item.source for image in seen.images] == sorted([*plain(5), "a/x.jpg"])
     assert [(reject.item.source, reject.reason) for reject in seen.rejected] == [("b/no.png", "not an image")]
     assert len(seen.features) == 11
     assert np.cumsum([0, *(image.size for image in seen.images)])[:-1].tolist() == [im.offset for im in seen.images]
-    assert personal_fields([]) == {"personal_metadata": {}, "personal_metadata_images": 0}
+    assert personal_fields(Images.of([])) == {"personal_metadata": {}, "personal_metadata_images": 0}

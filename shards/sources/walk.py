@@ -1,0 +1,58 @@
+"""The walk through folders that finds the files, and which of them are taken for images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from shards.errors import BadInput
+from shards.images import IMAGE_SUFFIXES
+from shards.sources.items import Item, as_text
+from shards.sources.listing import Items
+
+
+def walk(root: Path) -> Items:
+    """Return every file below `root`, following links but never in a circle, sorted; they have no class yet.
+
+    Raises:
+        BadInput: no such folder, not a folder, or one that cannot be read.
+    """
+    return Items.of(Item(path, source, "", "") for path, source in _walk(root, root, set())).by_source()
+
+
+def images_among(files: Items) -> Items:
+    """Return the files that are called like images."""
+    return files.taken(
+        np.flatnonzero([Path(source).suffix.lower() in IMAGE_SUFFIXES for source in files.each("source")])
+    )
+
+
+def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        raise BadInput("no such folder", folder, "check the path") from None
+    except NotADirectoryError:
+        raise BadInput("not a folder", folder, "give the folder that holds the class folders") from None
+    except OSError as error:
+        raise BadInput(f"the folder cannot be read: {error.strerror}", folder, "check its permissions") from error
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    for entry in entries:
+        path = folder / entry.name
+        if _is_folder(entry):
+            yield from _walk(path, root, above | {identity})
+        else:
+            yield path, as_text(path.relative_to(root))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: reading it as a file will say so
+        return False
