@@ -8,7 +8,9 @@ with its code. What torchrun itself does is proved where it is started itself (t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -16,14 +18,22 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
+import traceback
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 LOADED = (
     *("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "nvidia.dali.fn", "nvidia.dali.types"),
-    *("nvidia.dali.pipeline", "nvidia.dali.plugin.base_iterator", "torchvision", "safetensors.torch", "pyarrow.parquet"),
+    *(
+        "nvidia.dali.pipeline",
+        "nvidia.dali.plugin.base_iterator",
+        "torchvision",
+        "safetensors.torch",
+        "pyarrow.parquet",
+    ),
     *("pyarrow.compute", "scipy.stats", "scipy.special", "matplotlib.figure", "jobs.train", "jobs.evaluate"),
     *("jobs.data", "bloodcell.engine.run", "bloodcell.engine.peers", "bloodcell.report", "bloodcell.engine.checkpoint"),
     *("bloodcell.engine.lock", "bloodcell.evaluation.predictions", "shards.pack", "shards.scan"),
@@ -39,7 +49,7 @@ class Request:
     """What a fork shall become.
 
     Attributes:
-        module, arguments: as in `python -m MODULE ARGUMENTS`.
+        module, arguments: as in `python -m MODULE ARGUMENTS`; or the path of a script.
         ranks: 0 for a process without a launcher.
         folder: working folder.
         variables: its environment, all of it.
@@ -103,7 +113,7 @@ def _tell(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
     connection.close()
 
 
-def become(request: Request, path: list[str]) -> Any:
+def become(request: Request, path: list[str]) -> None:
     """Run the module as the main program, with the import path that a new interpreter would have."""
     if request.session:
         os.setsid()
@@ -120,9 +130,12 @@ def become(request: Request, path: list[str]) -> Any:
         sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]  # torchrun starts `python -u`
     import numpy as np
 
-    np.random.seed()  # noqa: NPY002 - what a new process would start with; Python's own generator does it by itself
+    np.random.seed()
     sys.argv[:] = [request.module, *request.arguments]
-    return runpy.run_module(request.module, run_name="__main__", alter_sys=True)
+    if request.module.endswith(".py"):
+        runpy.run_path(request.module, run_name="__main__")
+    else:
+        runpy.run_module(request.module, run_name="__main__", alter_sys=True)
 
 
 def launch(ranks: int) -> None:
@@ -184,14 +197,37 @@ def _wait(pids: dict[int, int]) -> int:
     return failed
 
 
-def main() -> Any:
+def end(code: Any) -> None:
+    """End this process as the interpreter does, without taking apart all that was loaded: that costs more than it."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit((code or 0) & 0xFF)
+
+
+def main() -> None:
     """Load what takes long, then serve."""
     for name in LOADED:
         __import__(name)
+    gc.collect()
+    gc.freeze()  # collections in the forks leave shared memory alone
     own = {entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry}
     path = [entry for entry in sys.path[1:] if entry not in own]
     request = serve(sys.argv[1])
-    return become(request, path)
+    code: Any = 0
+    try:
+        become(request, path)
+    except SystemExit as problem:
+        code = problem.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    end(code)
 
 
 if __name__ == "__main__":

@@ -37,15 +37,16 @@ class Process:
         cwd: Path | None = None,
         start_new_session: bool = False,
     ) -> None:
-        self.args, self.returncode = words, None
+        self.args = words
+        self.returncode: int | None = None
         ranks, rest = 0, words[1:]
         if rest[: len(LAUNCHER)] == LAUNCHER:
             ranks, rest = int(rest[len(LAUNCHER)]), rest[len(LAUNCHER) + 1 :]
-        assert rest[0] == "-m", words
-        content = {"module": rest[1], "arguments": rest[2:], "ranks": ranks, "session": start_new_session}
+        rest = rest[1:] if rest[0] == "-m" else rest
+        content = {"module": rest[0], "arguments": rest[1:], "ranks": ranks, "session": start_new_session}
         place = {"folder": str(cwd or Path.cwd()), "variables": dict(os.environ if env is None else env)}
         message = json.dumps({**content, **place}).encode()
-        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 - read at the end
         self._connection = _connect()
         with open(os.devnull, "rb") as nothing:
             files = [nothing.fileno(), self._out.fileno(), self._err.fileno()]
@@ -80,6 +81,10 @@ class Process:
         """Send it a signal, if it has not ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """Kill it; ranks under it see that their launcher is gone."""

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from bloodcell.data.readahead import ReadAhead
 from bloodcell.data.reading import Reading
 from bloodcell.data.shardset import ShardSet
 from shards.errors import Fault, Unreadable
-from tests.bloodcell.engine.runs import FAST, kill, losses, records, same, start, status
+from tests.bloodcell.engine.runs import FAST, Running, kill, losses, records, same, start, status
 from tests.conftest import bloodcell
 
 pytestmark = pytest.mark.timeout(900)  # several runs in one test, perhaps on a busy machine
@@ -170,7 +169,7 @@ def test_a_shard_that_dies_in_mid_run_stops_all_ranks_at_one_step_and_nothing_is
     process = start(*arguments, ranks=2)
     wait_for_losses(process, run, 2)
     kept = damage_all(own_set)
-    error = process.communicate(timeout=240)[1].decode()
+    error = process.communicate(timeout=240)[1]
     assert process.returncode == 3, error
     said = status(run)
     assert said["outcome"]["code"] == 3
@@ -187,7 +186,7 @@ def test_a_shard_that_dies_in_mid_run_stops_all_ranks_at_one_step_and_nothing_is
     assert status(run)["lineage"] == status(undisturbed_run)["lineage"]
 
 
-def wait_for_losses(process: subprocess.Popen[bytes], run: Path, count: int) -> None:
+def wait_for_losses(process: Running, run: Path, count: int) -> None:
     deadline = time.monotonic() + 240
     while len(losses(run)) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -204,7 +203,7 @@ def test_a_file_server_that_hangs_in_an_evaluation_is_waited_for_then_saved_and_
     (shard,) = own_set.glob("val-*.tar")
     shard.rename(own_set / "kept")
     os.mkfifo(shard)
-    error = process.communicate(timeout=240)[1].decode()
+    error = process.communicate(timeout=240)[1]
     assert process.returncode == 3, error
     assert "no answer for 3 s" in status(run)["outcome"]["what"]
     assert shard.name in status(run)["outcome"]["what"]

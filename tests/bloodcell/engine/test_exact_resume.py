@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.bloodcell.engine.runs import FAST, kill, losses, records, same, start, status, told
+from tests.bloodcell.engine.runs import FAST, Running, kill, losses, records, same, start, status, told
 from tests.conftest import bloodcell
 
 pytestmark = pytest.mark.timeout(900)  # several runs in one test, perhaps on a busy machine
@@ -68,9 +67,9 @@ def killed(arguments: tuple[object, ...], run: Path, ranks: int, moment: Moment)
     return False
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
+def finish(process: Running) -> None:
     _, error = process.communicate(timeout=240)
-    assert process.returncode == 0, error.decode()
+    assert process.returncode == 0, error
 
 
 def gone_on_with(arguments: tuple[object, ...], run: Path, ranks: int, whole: Path) -> None:
