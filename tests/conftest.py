@@ -55,7 +55,22 @@ def bloodcell(
 ) -> Done:
     """Run `bloodcell ...` as a user would, in its own processes; `fresh`: in new ones, under torchrun itself."""
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    process = start(command(*arguments, ranks=ranks), {**os.environ, "PYTHONPATH": path}, cwd, fresh)
+    return carried_out(command(*arguments, ranks=ranks), {**os.environ, "PYTHONPATH": path}, cwd, timeout, fresh)
+
+
+def on_ranks(ranks: int, script: Path, *arguments: object, timeout: float = 240) -> Done:
+    """Run a script on several ranks."""
+    launcher = [sys.executable, "-m", "jobs.torchrun", "--standalone", "--nproc-per-node", str(ranks), str(script)]
+    root = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    return carried_out([*launcher, *map(str, arguments)], {**os.environ, "PYTHONPATH": path}, root, timeout)
+
+
+def carried_out(
+    words: list[str], environment: dict[str, str], cwd: Path | None, timeout: float, fresh: bool = False
+) -> Done:
+    """Run a command line to its end; raises subprocess.TimeoutExpired."""
+    process = start(words, environment, cwd, fresh)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:

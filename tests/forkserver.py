@@ -36,6 +36,7 @@ LOADED = (
     ),
     *("pyarrow.compute", "scipy.stats", "scipy.special", "matplotlib.figure", "jobs.train", "jobs.evaluate"),
     *("jobs.data", "bloodcell.engine.run", "bloodcell.engine.peers", "bloodcell.report", "bloodcell.engine.checkpoint"),
+    *("timm", "deepspeed", "sklearn.linear_model", "sklearn.manifold", "sklearn.decomposition", "sklearn.neighbors"),
     *("bloodcell.engine.lock", "bloodcell.evaluation.predictions", "shards.pack", "shards.scan"),
 )
 """Modules that the tests' commands load; all of them would load what they need without it."""
@@ -212,6 +213,7 @@ def end(code: Any) -> None:
 
 def main() -> None:
     """Load what takes long, then serve."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
     for name in LOADED:
         __import__(name)
     gc.collect()

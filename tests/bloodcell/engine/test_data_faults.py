@@ -243,6 +243,13 @@ def test_samples_are_left_out_alike_on_any_number_of_ranks_and_listed(
         assert said[ranks]["left_out"]["times"] == len(rows)
         assert sorted(said[ranks]["left_out"]["keys"]) == sorted({row["key"] for row in rows})
         assert json.loads((run / "report.json").read_text())["left_out"]["samples"] == 3
+    page = (tmp_path / "run0" / "report.html").read_text()
+    assert f"could not be read; others stood in for them, {said[0]['left_out']['times']} times in all" in page
+    assert all(f">{shards.keys[victim]}</th>" in page for victim in victims)
+    (told,) = bloodcell("status", tmp_path / "run0", "--json").json["runs"]
+    assert told["left_out"] == 3
+    judged = bloodcell("evaluate", tmp_path / "run0", "--split", "test", "--json")
+    assert judged.json["left_out_of_training"] == said[0]["left_out"]
     assert said[2]["lineage"] == said[0]["lineage"]
     assert (tmp_path / "run2" / "skipped.csv").read_bytes() == (tmp_path / "run0" / "skipped.csv").read_bytes()
     done = bloodcell("evaluate", tmp_path / "run0", "--split", "train", "--predict")
