@@ -192,9 +192,7 @@ def test_optimizer_state_is_taken_over_exactly(undisturbed_run: Path) -> None:
     from bloodcell.engine.ddp import DDP
     from bloodcell.engine.optim import build_optimizer
     from bloodcell.ranks import Ranks, process_group
-    from bloodcell.engine.watchdog import read_heartbeat
-from tests.bloodcell.engine.held import assert_same, held, train
-from tests.bloodcell.engine.runs import SMALL_NET
+    from tests.bloodcell.engine.runs import SMALL_NET
 
     scope: dict[str, Any] = {}
     exec(SMALL_NET, scope)
