@@ -106,7 +106,7 @@ def test_only_deaths_without_progress_count(
 
 def test_a_run_that_is_often_preempted_is_healthy() -> None:
     attempts = Attempts()
-    for start in range(64):
-        before = {"attempt": start, "attempts": attempts.__dict__, "outcome": {"code": 85}}
-        attempts = take_stock(before, {"attempt": start, "phase": "training", "step": start}, start)
+    for number in range(64):
+        before = {"attempt": number, "attempts": attempts.__dict__, "outcome": {"code": 85}}
+        attempts = take_stock(before, {"attempt": number, "phase": "training", "step": number}, number)
     assert (attempts.fruitless, attempts.deaths) == (0, 0)
