@@ -74,9 +74,10 @@ def recipe_file(name: str) -> Path:
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Train; return the run's result and the lines for people."""
+    from bloodcell.engine.loading import loading
     from bloodcell.engine.preemption import Listener
 
-    with recorded(parsed.run), Listener():  # before torch is loaded, which takes seconds
+    with recorded(parsed.run), Listener(), loading():  # before torch is loaded, which takes seconds
         return _run(parsed)
 
 
