@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bloodcell.engine.lock import LOCK_FILE, RunLock, read_holder
+from bloodcell.engine.holder import LOCK_FILE, read_holder
+from bloodcell.engine.lock import RunLock
 from shards.errors import BadInput, EnvironmentFault, Stop
 from tests.bloodcell.engine.held import assert_same, held, train
 
