@@ -30,6 +30,23 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
             parser._remove_action(action)
             del parser._option_string_actions["--folds"]
             break
+    add_place(parser)
+    several = parser.add_argument_group("several jobs")
+    several.add_argument("--seeds", type=int, default=0, metavar="N", help="an array of N runs, DIR/seed0, ...")
+    several.add_argument("--folds", type=int, default=0, metavar="N", help="an array of the N folds, DIR/fold0, ...")
+    several.add_argument("--parallel", type=int, default=0, help="jobs of an array that run at once (all)")
+    several.add_argument("--chain", default="train", help="steps, each after the one before: pack,train,evaluate")
+    several.add_argument("--images", type=Path, metavar="DIR", help="what the step `pack` packs to SET")
+    several.add_argument("--pack", default="", metavar="FLAGS", help="further flags of that step, in one word")
+    how = parser.add_argument_group("how")
+    how.add_argument("--through", choices=["submitit", "sbatch"], default="submitit", help="who submits (submitit)")
+    how.add_argument("--snapshot", action="store_true", help="run from a copy of the code as it is now")
+    how.add_argument("--dry-run", action="store_true", help="print the script; nothing is submitted or written")
+    how.add_argument("--wait", action="store_true", help="wait for the end; the exit code is that of the job")
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Declare the cluster, and how much of it a job asks for."""
     place = parser.add_argument_group("the cluster")
     place.add_argument("--cluster", metavar="NAME", help=f"a .toml file, or one of {', '.join(cluster_names())}")
     place.add_argument("--nodes", type=int, default=1, help="machines (1)")
@@ -45,18 +62,6 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         place.add_argument(f"--{flag}", help=f"{flag}, as sbatch takes it; the cluster file's otherwise")
     place.add_argument("--dependency", default="", help="as sbatch takes it: afterok:JOB")
     place.add_argument("--max-requeues", type=int, default=20, help="how often the job may queue itself again (20)")
-    several = parser.add_argument_group("several jobs")
-    several.add_argument("--seeds", type=int, default=0, metavar="N", help="an array of N runs, DIR/seed0, ...")
-    several.add_argument("--folds", type=int, default=0, metavar="N", help="an array of the N folds, DIR/fold0, ...")
-    several.add_argument("--parallel", type=int, default=0, help="jobs of an array that run at once (all)")
-    several.add_argument("--chain", default="train", help="steps, each after the one before: pack,train,evaluate")
-    several.add_argument("--images", type=Path, metavar="DIR", help="what the step `pack` packs to SET")
-    several.add_argument("--pack", default="", metavar="FLAGS", help="further flags of that step, in one word")
-    how = parser.add_argument_group("how")
-    how.add_argument("--through", choices=["submitit", "sbatch"], default="submitit", help="who submits (submitit)")
-    how.add_argument("--snapshot", action="store_true", help="run from a copy of the code as it is now")
-    how.add_argument("--dry-run", action="store_true", help="print the script; nothing is submitted or written")
-    how.add_argument("--wait", action="store_true", help="wait for the end; the exit code is that of the job")
 
 
 @dataclass(frozen=True)
