@@ -36,10 +36,13 @@ LOADED = (
     ),
     *("pyarrow.compute", "scipy.stats", "scipy.special", "matplotlib.figure", "jobs.train", "jobs.evaluate"),
     *("jobs.data", "bloodcell.engine.run", "bloodcell.engine.peers", "bloodcell.report", "bloodcell.engine.checkpoint"),
-    *("timm", "deepspeed", "sklearn.linear_model", "sklearn.manifold", "sklearn.decomposition", "sklearn.neighbors"),
+    *("deepspeed", "sklearn.linear_model", "sklearn.manifold", "sklearn.decomposition", "sklearn.neighbors"),
     *("bloodcell.engine.lock", "bloodcell.evaluation.predictions", "shards.pack", "shards.scan"),
 )
-"""Modules that the tests' commands load; all of them would load what they need without it."""
+"""Modules that the tests' commands load; all of them would load what they need without it.
+
+None that reads the environment while it is loaded: no W&B, no hub of weights, and so no timm.
+"""
 
 GRACE_SECONDS = 30.0
 """How long ranks may take to leave after one has failed, as under torchrun."""
