@@ -112,11 +112,16 @@ class Status:
 
     def __init__(self, run: RunFolder, write: bool) -> None:
         self.run, self.first, self.writes = run, write, write
-        self.before: dict[str, Any] = run.read("status.json") or {}
-        before = self.before
-        self.values: dict[str, Any] = {"attempt": int(before.get("attempt", 0)) + 1}
-        self.spent, self.worked = (float(before.get(name, 0.0)) for name in ("wall_seconds", "cpu_seconds"))
+        self.values: dict[str, Any] = {}
+        self.begin()
         self._begin, self._work = time.time(), time.process_time()
+
+    def begin(self) -> None:
+        """Follow what status.json says now; once more when the run is ours, for its last holder wrote until then."""
+        self.before: dict[str, Any] = self.run.read("status.json") or {}
+        before = self.before
+        self.values["attempt"] = int(before.get("attempt", 0)) + 1
+        self.spent, self.worked = (float(before.get(name, 0.0)) for name in ("wall_seconds", "cpu_seconds"))
 
     def tick(self, **values: Any) -> None:
         """Change some values; write the file if the state is another one, or some seconds after it was last written."""

@@ -24,7 +24,8 @@ several runs:   of one set and fold: an ensemble, the mean of their probabilitie
 --data SET:     another set: results in RUN/external/<set>, with a shift report beside the run's own test split
 
 --json: {run, data, split, samples, groups, classes, metrics: {name: {value, low, high}}, per_class, confusion,
-interval, predictions: used again | made}; several splits: {run, data, splits: {name: ...}}. Several runs add kind,
+interval, predictions: used again | made} and, where there are any, left_out_of_training: {samples, times, keys};
+several splits: {run, data, splits: {name: ...}}. Several runs add kind,
 runs, and gain: {metric: {best, over_best, over_mean}} (ensemble) or folds: [{fold, runs, samples, temperature,
 metrics}] and calibrated: {metrics, difference} (folds). --tta adds tta: {orientations, gain}; another set adds
 shift: {left_out, quantities, features, drop}."""
@@ -178,6 +179,10 @@ def _judged(
     result = judge_table(subject.folder, name.replace("/", "-"), predictions, subject.home, sources=sources)
     path = subject.path(name)
     lines += [f"predictions {'used again' if again else 'made'}: {path}", *table(result)]
+    left_out = (subject.run.read("status.json") or {}).get("left_out")
+    if left_out and not subject.other:
+        lines.append(f"training left out {left_out['samples']} samples that could not be read")
+        result = {**result, "left_out_of_training": left_out}
     return {**result, "predictions": "used again" if again else "made"}
 
 

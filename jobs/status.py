@@ -55,6 +55,8 @@ def _status(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         where = f"on {one['node']}" if one["node"] else ""
         said = [part for part in (done, speed, left, where, f"start {one['attempts']}") if part]
         lines.append(f"  {', '.join(said)}")
+        if one["left_out"]:
+            lines.append(f"  left out of training, as they could not be read: {one['left_out']} (skipped.csv)")
         if one["stopped"]:
             lines.append(f"  last stop: {one['stopped']}")
     return {"runs": rows}, lines or ["no runs here"]
@@ -96,6 +98,7 @@ def row(run: Path, note: dict[str, Any], queue: dict[str, dict[str, str]]) -> di
         "images_per_s": rate,
         "seconds_left": round((steps - step) * batch / rate) if training and rate else None,
         "attempts": int(status.get("attempt", 0)),
+        "left_out": (status.get("left_out") or {}).get("samples", 0),
         "stopped": _stopped(run, status),
     }
 

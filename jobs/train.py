@@ -75,9 +75,10 @@ def recipe_file(name: str) -> Path:
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Train; return the run's result and the lines for people."""
+    from bloodcell.engine.loading import loading
     from bloodcell.engine.preemption import Listener
 
-    with recorded(parsed.run), Listener():  # before torch is loaded, which takes seconds
+    with recorded(parsed.run), Listener(), loading():  # before torch is loaded, which takes seconds
         return _run(parsed)
 
 
@@ -191,33 +192,45 @@ def _guarded(
     """Run, and leave in status.json why it ended, whatever happened."""
     import torch
 
+    from bloodcell.engine.lock import RunLock, held_by_another, hold
     from bloodcell.engine.peers import peer_fault
     from bloodcell.engine.preemption import started
     from bloodcell.engine.run import execute, failure
     from bloodcell.engine.watchdog import Watchdog
     from bloodcell.ranks import process_group
 
-    def note(problem: Stop) -> None:
-        failure(folder, status, problem.code, problem)
+    lock = RunLock(folder.path)
+
+    def note(code: int, problem: Exception) -> None:
+        if not held_by_another(lock):  # what another start writes is left alone
+            failure(folder, status, code, problem)
+        lock.release()
+
+    def last_words(problem: Stop) -> None:
+        note(problem.code, problem)
 
     engine, watchdog = config.engine, None
     try:
-        started(note, starting=True)
+        started(last_words, starting=True)
         with process_group(ranks, torch.device(engine.device), engine.timeout):
+            hold(lock, folder, config, status, ranks)
             patience = engine.timeout + 30  # a collective that gives up by itself says more
-            with Watchdog(folder.path, ranks, status.values["attempt"], engine.stall, patience, note) as watchdog:
+            attempt = status.values["attempt"]
+            with Watchdog(folder.path, ranks, attempt, engine.stall, patience, last_words) as watchdog:
                 results = execute(config, content, folder, status, ranks, shards)
+        status.update(state="done", outcome={"code": 0, "kind": "done", "what": "finished"})
+        return _report(results, folder, shards, ranks)
     except Stop as problem:
-        note(problem)
+        last_words(problem)
         raise
     except Exception as error:
         peer = peer_fault(error, ranks, watchdog.fed.step if watchdog else 0)
-        failure(folder, status, peer.code if peer else Fault.code, peer or error)
+        note(peer.code if peer else Fault.code, peer or error)
         if peer:
             raise peer from error
         raise
-    status.update(state="done", outcome={"code": 0, "kind": "done", "what": "finished"})
-    return _report(results, folder, shards, ranks)
+    finally:
+        lock.release()
 
 
 def _report(

@@ -14,8 +14,12 @@ from typing import Any
 
 import pytest
 
+from tests.warm import Process
+
 # A rank of two must not take all cores, and no test may reach for a network.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Several tests share the cores: a thread that spins while it waits for its turn keeps the others from theirs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.update(WANDB_MODE="offline", HF_HUB_OFFLINE="1")
 # Tests in the background may have inherited that interrupts are ignored; what they start would ignore them too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,19 +50,43 @@ def command(*arguments: object, ranks: int = 0) -> list[str]:
     return [*launcher, "-m", "jobs.cli", *words]
 
 
-def bloodcell(*arguments: object, ranks: int = 0, cwd: Path | None = None, timeout: float = 240) -> Done:
-    """Run `bloodcell ...` as a user would, in its own processes."""
+def bloodcell(
+    *arguments: object, ranks: int = 0, cwd: Path | None = None, timeout: float = 240, fresh: bool = False
+) -> Done:
+    """Run `bloodcell ...` as a user would, in its own processes; `fresh`: in new ones, under torchrun itself."""
     path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        command(*arguments, ranks=ranks),
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=timeout,
-        env={**os.environ, "PYTHONPATH": path},
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return carried_out(command(*arguments, ranks=ranks), {**os.environ, "PYTHONPATH": path}, cwd, timeout, fresh)
+
+
+def on_ranks(ranks: int, script: Path, *arguments: object, timeout: float = 240) -> Done:
+    """Run a script on several ranks."""
+    launcher = [sys.executable, "-m", "jobs.torchrun", "--standalone", "--nproc-per-node", str(ranks), str(script)]
+    root = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    return carried_out([*launcher, *map(str, arguments)], {**os.environ, "PYTHONPATH": path}, root, timeout)
+
+
+def carried_out(
+    words: list[str], environment: dict[str, str], cwd: Path | None, timeout: float, fresh: bool = False
+) -> Done:
+    """Run a command line to its end; raises subprocess.TimeoutExpired."""
+    process = start(words, environment, cwd, fresh)
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    return Done(process.returncode or 0, out, err)
+
+
+def start(
+    words: list[str], environment: dict[str, str], cwd: Path | None = None, fresh: bool = False
+) -> Process | subprocess.Popen[str]:
+    """Start a command line of `command`; what it writes is kept. `fresh` as in `bloodcell`."""
+    if fresh or Path("/dev/nvidiactl").exists():  # CUDA does not survive a fork
+        pipe = subprocess.PIPE
+        return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, cwd=cwd, env=environment)
+    return Process(words, environment, cwd)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 from msgspec import Meta
-from scipy.special import betaincinv, gammaincinv
 
 from bloodcell.data.draws import Draws
 from bloodcell.data.operations import Arguments, Checked, Level, Positive, Probability
@@ -114,6 +113,8 @@ class AugMix(Checked):
         `op` (number in MIXED_SUITE), `bin` (tenths of a level) and `sign` (1 is negative): int32 [n, 9], chain by
         chain; `depth`: int32 [n, 3]; `weight` of the image and of each chain: float32 [n, 4], with sum 1.
         """
+
+        from scipy.special import betaincinv, gammaincinv  # slow to load, and only this policy wants it
 
         def of_levels(column: str) -> np.ndarray:
             block = draws.block(f"augmix.{column}").reshape(-1, CHAINS, COLUMNS_OF_CHAIN)

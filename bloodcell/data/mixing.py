@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import betaincinv
 from torch.nn import functional
 
 from bloodcell.data.draws import Draws
@@ -57,6 +56,8 @@ class Mixing:
 
     def _drawn(self, request: Request, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the shares that images keep float64 [n], boxes int64 [n, 4] (top, left, bottom, right), partners."""
+        from scipy.special import betaincinv  # slow to load, and most runs do not mix
+
         draws = Draws(self.seed, request.epoch, request.ids, request.occurrences)
         cuts = draws.coin("mix.kind", self.cutmix / (self.mixup + self.cutmix) if not self.mixup else 0.5)
         if not self.cutmix:

@@ -15,6 +15,7 @@ from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.attempts import begin_attempt
 from bloodcell.engine.evaluate import evaluate_run, export_weights
+from bloodcell.engine.loading import loaded
 from bloodcell.engine.preemption import started
 from bloodcell.engine.setup import Job, make_order, prepare
 from bloodcell.engine.skipped import SKIPPED_FILE, describe_left_out
@@ -51,6 +52,7 @@ def execute(
     state, resumed = _restore(job)
     job.tracker = _track(job, state, resumed)
     job.tell_left_out(state)
+    loaded()
     started()
     outcome = "failed"
     try:

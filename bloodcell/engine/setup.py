@@ -26,6 +26,7 @@ from bloodcell.engine.caching import open_cache
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
+from bloodcell.engine.lock import check_lock
 from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
@@ -98,8 +99,9 @@ class Job:
         """Begin to write a checkpoint; training goes on meanwhile. Collective.
 
         Raises:
-            EnvironmentFault: the one before could not be written; on all ranks.
+            EnvironmentFault: the one before could not be written; on all ranks. Another start took the run over.
         """
+        check_lock()
         begin = time.perf_counter()
         common, mine = self.strategy.state_dict()
         common = {**common, "average": self.average.state_dict()}

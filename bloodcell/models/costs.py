@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from bloodcell.models.spec import ModelSpec
 
@@ -35,6 +34,8 @@ def measure(known: ModelSpec) -> tuple[int, int]:
     Convolutions, matrix products and attention are counted, a multiply-add as two (twice what papers call MACs);
     everything else is small beside them.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # loads a compiler that training does not need
+
     model = skeleton(known, CLASSES, known.size).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, known.size, known.size, device="meta"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import shlex
 from dataclasses import dataclass
@@ -20,6 +22,10 @@ from shards.format import DatasetInfo, read_dataset
 
 FILES = {"report": "report.html", "facts": "report.json", "metrics": "metrics.csv", "card": "model_card.md"}
 """What a report consists of."""
+
+LEFT_OUT = "skipped.csv"
+NAMED = 20
+"""Samples left out of training that the page lists; skipped.csv has every time."""
 
 WEIGHTS = "model.safetensors"
 ORDER = ("test", "val", "train")
@@ -51,6 +57,21 @@ class RunFiles:
         """The config tree: config.json itself, or its `config` where more is stored beside it."""
         inner = self.stored.get("config")
         return inner if isinstance(inner, dict) else self.stored
+
+    def left_out(self) -> dict[str, Any] | None:
+        """Return {samples, times, rows} of what training could not read and left out, None if that was nothing.
+
+        `rows` are the first NAMED samples as {key, shard, step, problem, times}; empty if skipped.csv is not there.
+        """
+        told = self.status.get("left_out")
+        if not isinstance(told, dict) or not told.get("samples"):
+            return None
+        rows: dict[str, dict[str, Any]] = {}
+        with contextlib.suppress(FileNotFoundError), open(self.path / LEFT_OUT, encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                found = rows.setdefault(row["key"], {name: row[name] for name in ("key", "shard", "step", "problem")})
+                found["times"] = int(found.get("times", 0)) + 1
+        return {"samples": int(told["samples"]), "times": int(told["times"]), "rows": list(rows.values())[:NAMED]}
 
     @property
     def model(self) -> str:

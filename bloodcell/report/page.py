@@ -39,7 +39,7 @@ STATUS = {
 }
 """Fields of status.json for people, in this order; others follow under their own name."""
 
-HIDDEN_STATUS = ("time", "command", "leaks", "lineage")
+HIDDEN_STATUS = ("time", "command", "leaks", "lineage", "left_out")
 
 
 def write_run_report(run: Path, set_folder: Path | None) -> Path:
@@ -89,6 +89,7 @@ def _content(files: RunFiles, facts: dict[str, Any], folder: Path | None, info: 
         "shortcuts": flagged(explained) if explained and not explained["outdated"] else [],
         "mapped": shown_errors(files.path) if explained and not explained["outdated"] else [],
         "others": [ready_other(other) for other in facts["others"]],
+        "left_out": files.left_out(),
         "status": status_rows(files.status),
         "config": _config_rows(files),
         "environment": flatten(files.environment),

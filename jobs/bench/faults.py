@@ -18,16 +18,46 @@ from jobs.launch import bloodcell, call
 from shards.console import say
 from shards.errors import BadInput, CheckFailed, Fault
 
-QUICK = 10
-APART = 30
-"""Steps between two faults, on average half of that."""
 
+@dataclass(frozen=True)
+class Extent:
+    """How long a campaign is.
+
+    Attributes:
+        faults: in all.
+        per_run: how many hit one training.
+        apart: steps between two faults are drawn below this.
+        stall: seconds after which the watchdog of a training ends it when a peer stands still.
+    """
+
+    faults: int
+    per_run: int
+    apart: int = 30
+    stall: float = 15.0
+
+    @property
+    def epochs(self) -> int:
+        """Length of a training: enough for its faults, and for the steps that it does while one is on its way."""
+        return 4 + self.per_run * self.apart // STEPS_PER_EPOCH
+
+
+STEPS_PER_EPOCH = 5
+QUICK = Extent(10, 5, apart=8, stall=8.0)
 CASES = (("ddp", 2), ("zero2", 2), ("ddp", 3), ("zero1", 3), ("zero3", 2))
 
 FLAGS = (
     *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 6, "--train.patience", 0),
     *("--train.evaluate_every", 5, "--train.save_every", 7, "--tracking.log_every", 1, "--tracking.wandb", "off"),
-    *("--engine.stall", 15, "--engine.max_deaths", 0, "--engine.device", "cpu", "--tracking.tensorboard", "false"),
+    *(
+        "--engine.max_deaths",
+        0,
+        "--engine.max_attempts",
+        0,
+        "--engine.device",
+        "cpu",
+        "--tracking.tensorboard",
+        "false",
+    ),
 )
 
 
@@ -36,19 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--faults", type=int, default=100, help="faults in all (100)")
     parser.add_argument("--per-run", type=int, default=10, help="faults that hit one training (10)")
     parser.add_argument("--seed", type=int, default=0, help="of what happens when (0)")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK} faults, over two trainings")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK.faults} faults, over two trainings, for CI")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="leave the runs and their logs in this new folder")
 
 
 def run_arguments(args: argparse.Namespace) -> Result:
     """Run the campaign as the flags say; arguments and errors as in `run`."""
-    faults, per_run = (QUICK, QUICK // 2) if args.quick else (args.faults, args.per_run)
+    extent = QUICK if args.quick else Extent(args.faults, args.per_run)
     if args.keep:
         if args.keep.exists():
             raise BadInput("the folder exists already", args.keep, "choose another --keep")
-        return run(faults, per_run, args.seed, args.keep)
+        return run(extent, args.seed, args.keep)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        return run(faults, per_run, args.seed, Path(folder) / "campaign")
+        return run(extent, args.seed, Path(folder) / "campaign")
 
 
 @dataclass
@@ -67,12 +97,11 @@ class Account:
         return sum(map(len, self.recovered.values()))
 
 
-def run(faults: int, per_run: int, seed: int, folder: Path) -> Result:
+def run(extent: Extent, seed: int, folder: Path) -> Result:
     """Train, hurt, start again, until so many faults have happened; compare each run with an undisturbed one.
 
     Args:
-        faults: how many in all.
-        per_run: how many hit one training.
+        extent: how many faults, and over what.
         seed: of the kinds, moments and victims.
         folder: for the set, the runs and their logs.
 
@@ -80,12 +109,12 @@ def run(faults: int, per_run: int, seed: int, folder: Path) -> Result:
         BadInput: fewer than one fault.
         CheckFailed: a run ended with other weights or samples than the undisturbed one, or did not end.
     """
-    if faults < 1 or per_run < 1:
-        raise BadInput(f"{faults} faults, {per_run} a run", "bench faults", "give at least 1 of each")
+    if extent.faults < 1 or extent.per_run < 1:
+        raise BadInput(f"{extent.faults} faults, {extent.per_run} a run", "bench faults", "give at least 1 of each")
     account = Account()
-    kinds = _kinds(faults, seed)
+    kinds = _kinds(extent.faults, seed)
     with small_disk(folder / "runs") as disk:
-        campaign = Campaign(folder, disk, per_run, account)
+        campaign = Campaign(folder, disk, extent, account)
         number = 0
         while kinds:
             strategy, ranks = CASES[number % len(CASES)]
@@ -94,7 +123,8 @@ def run(faults: int, per_run: int, seed: int, folder: Path) -> Result:
     problems = account.wrong_weights + account.wrong_samples + account.hung
     if problems:
         raise CheckFailed("; ".join(problems), folder, "see the logs there (--keep leaves them)")
-    return Result(f"bloodcell bench faults --faults {faults} --per-run {per_run} --seed {seed}", _rows(account))
+    length = "--quick" if extent == QUICK else f"--faults {extent.faults} --per-run {extent.per_run}"
+    return Result(f"bloodcell bench faults {length} --seed {seed}", _rows(account))
 
 
 class Campaign:
@@ -103,12 +133,12 @@ class Campaign:
     Args:
         folder: for the set and the logs.
         disk: the small file system with the runs, or None (then they lie in folder/runs all the same).
-        per_run: faults of one training.
+        extent: how many faults hit one training, and how far apart.
         account: where what happens is noted.
     """
 
-    def __init__(self, folder: Path, disk: Path | None, per_run: int, account: Account) -> None:
-        self.folder, self.disk, self.per_run, self.account = folder, disk, per_run, account
+    def __init__(self, folder: Path, disk: Path | None, extent: Extent, account: Account) -> None:
+        self.folder, self.disk, self.extent, self.account = folder, disk, extent, account
         self.shards = folder / "set"
         images = folder / "images"
         call(bloodcell("synth", str(images), "--images", "400", "--size", "32", "--patients", "40"), "synth")
@@ -119,8 +149,8 @@ class Campaign:
     def arguments(self, run: Path, strategy: str) -> list[str]:
         """Return the words of the training command."""
         words = ["train", "handcrafted-resnet-dropout", "--data", self.shards, "--run", run, *FLAGS]
-        epochs = 2 + self.per_run * APART // 5
-        return [str(word) for word in (*words, "--train.epochs", epochs, "--engine.strategy", strategy)]
+        words += ["--train.epochs", self.extent.epochs, "--engine.stall", self.extent.stall]
+        return [str(word) for word in (*words, "--engine.strategy", strategy)]
 
     def reference(self, strategy: str, ranks: int) -> Path:
         """Return an undisturbed run of this kind, trained when it is first asked for."""
@@ -146,7 +176,7 @@ class Campaign:
         reference = self.reference(strategy, ranks)
         run = self.folder / "runs" / f"{number:03d}-{strategy}-{ranks}"
         victim = self.start(run, strategy, ranks)
-        for _ in range(min(self.per_run, len(kinds))):
+        for _ in range(min(self.extent.per_run, len(kinds))):
             self.moment(victim, rng)
             if victim.ended():
                 break
@@ -173,11 +203,9 @@ class Campaign:
 
     def moment(self, victim: Victim, rng: random.Random) -> None:
         """Let the training go on until the next fault: mostly some steps, sometimes a time that hits the start-up."""
-        if rng.random() < 0.15:
-            wait(victim.ended, rng.uniform(0, 8))
-            return
-        goal = _step(victim.run) + rng.randrange(1, APART)
-        wait(lambda: victim.ended() or _step(victim.run) >= goal)
+        goal = _step(victim.run) + rng.randrange(1, self.extent.apart)
+        longest = rng.uniform(0, 8) if rng.random() < 0.15 else LONGEST
+        wait(lambda: victim.ended() or _step(victim.run) >= goal, longest)
         time.sleep(rng.uniform(0, 0.1))
 
     def judge(self, run: Path, reference: Path) -> None:

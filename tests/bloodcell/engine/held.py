@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.conftest import command
+from tests.conftest import command, start
+from tests.warm import Process
 
 NET = """
 import os
@@ -71,7 +72,7 @@ class Held:
         hold: the folder of its gates.
     """
 
-    process: subprocess.Popen[str]
+    process: Process | subprocess.Popen[str]
     hold: Path
 
     def wait_for(self, gate: str, seconds: float = 240) -> int:
@@ -93,7 +94,7 @@ class Held:
     def end(self, seconds: float = 240) -> tuple[int, str]:
         """Wait for the end; return exit code and stderr."""
         _, err = self.process.communicate(timeout=seconds)
-        return self.process.returncode, err
+        return self.process.returncode or 0, err
 
 
 def environment(net: Path, hold: Path, **more: str) -> dict[str, str]:
@@ -104,20 +105,25 @@ def environment(net: Path, hold: Path, **more: str) -> dict[str, str]:
 
 @contextmanager
 def held(
-    net: Path, data: Path, run: Path, *gates: str, ranks: int = 2, flags: tuple[object, ...] = (), **more: str
+    net: Path,
+    data: Path,
+    run: Path,
+    *gates: str,
+    ranks: int = 2,
+    flags: tuple[object, ...] = (),
+    fresh: bool = False,
+    **more: str,
 ) -> Iterator[Held]:
-    """Start a training that waits at `gates`; whatever is left of it at the end of the block is killed."""
+    """Start a training that waits at `gates`; whatever is left of it at the end of the block is killed.
+
+    `fresh` as in tests.conftest.bloodcell.
+    """
     hold = run.with_name(f"{run.name}-hold")
     hold.mkdir(exist_ok=True)
     for gate in gates:
         (hold / gate).touch()
-    process = subprocess.Popen(
-        command("train", "cnn5", "--data", data, "--run", run, *FLAGS, *flags, ranks=ranks),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(net, hold, **more),
-    )
+    words = command("train", "cnn5", "--data", data, "--run", run, *FLAGS, *flags, ranks=ranks)
+    process = start(words, environment(net, hold, **more), fresh=fresh)
     training = Held(process, hold)
     try:
         yield training

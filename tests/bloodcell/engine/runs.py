@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import numpy as np
 import psutil
 from safetensors.numpy import load_file
 
+from tests import conftest
 from tests.conftest import command
+from tests.warm import Process
+
+Running = Process | subprocess.Popen[str]
 
 FAST = (
     *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 4, "--train.epochs", 3),
@@ -29,14 +34,12 @@ def build(classes, dropout=0.2):
 """
 
 
-def start(*arguments: object, ranks: int) -> subprocess.Popen[bytes]:
-    """Start `bloodcell ...` in processes of its own group."""
-    return subprocess.Popen(
-        command(*arguments, ranks=ranks), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-    )
+def start(*arguments: object, ranks: int, fresh: bool = False) -> Running:
+    """Start `bloodcell ...`; `fresh` as in tests.conftest.bloodcell."""
+    return conftest.start(command(*arguments, ranks=ranks), dict(os.environ), fresh=fresh)
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: Running) -> None:
     """End all its processes at once, as the loss of a node does."""
     for one in (*psutil.Process(process.pid).children(recursive=True), process):
         one.kill()  # torchrun's ranks have sessions of their own

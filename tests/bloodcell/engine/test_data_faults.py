@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ from bloodcell.data.readahead import ReadAhead
 from bloodcell.data.reading import Reading
 from bloodcell.data.shardset import ShardSet
 from shards.errors import Fault, Unreadable
-from tests.bloodcell.engine.runs import FAST, kill, losses, records, same, start, status
+from tests.bloodcell.engine.runs import FAST, Running, kill, losses, records, same, start, status
 from tests.conftest import bloodcell
 
 pytestmark = pytest.mark.timeout(900)  # several runs in one test, perhaps on a busy machine
@@ -170,7 +169,7 @@ def test_a_shard_that_dies_in_mid_run_stops_all_ranks_at_one_step_and_nothing_is
     process = start(*arguments, ranks=2)
     wait_for_losses(process, run, 2)
     kept = damage_all(own_set)
-    error = process.communicate(timeout=240)[1].decode()
+    error = process.communicate(timeout=240)[1]
     assert process.returncode == 3, error
     said = status(run)
     assert said["outcome"]["code"] == 3
@@ -187,7 +186,7 @@ def test_a_shard_that_dies_in_mid_run_stops_all_ranks_at_one_step_and_nothing_is
     assert status(run)["lineage"] == status(undisturbed_run)["lineage"]
 
 
-def wait_for_losses(process: subprocess.Popen[bytes], run: Path, count: int) -> None:
+def wait_for_losses(process: Running, run: Path, count: int) -> None:
     deadline = time.monotonic() + 240
     while len(losses(run)) < count and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -204,7 +203,7 @@ def test_a_file_server_that_hangs_in_an_evaluation_is_waited_for_then_saved_and_
     (shard,) = own_set.glob("val-*.tar")
     shard.rename(own_set / "kept")
     os.mkfifo(shard)
-    error = process.communicate(timeout=240)[1].decode()
+    error = process.communicate(timeout=240)[1]
     assert process.returncode == 3, error
     assert "no answer for 3 s" in status(run)["outcome"]["what"]
     assert shard.name in status(run)["outcome"]["what"]
@@ -244,6 +243,13 @@ def test_samples_are_left_out_alike_on_any_number_of_ranks_and_listed(
         assert said[ranks]["left_out"]["times"] == len(rows)
         assert sorted(said[ranks]["left_out"]["keys"]) == sorted({row["key"] for row in rows})
         assert json.loads((run / "report.json").read_text())["left_out"]["samples"] == 3
+    page = (tmp_path / "run0" / "report.html").read_text()
+    assert f"could not be read; others stood in for them, {said[0]['left_out']['times']} times in all" in page
+    assert all(f">{shards.keys[victim]}</th>" in page for victim in victims)
+    (told,) = bloodcell("status", tmp_path / "run0", "--json").json["runs"]
+    assert told["left_out"] == 3
+    judged = bloodcell("evaluate", tmp_path / "run0", "--split", "test", "--json")
+    assert judged.json["left_out_of_training"] == said[0]["left_out"]
     assert said[2]["lineage"] == said[0]["lineage"]
     assert (tmp_path / "run2" / "skipped.csv").read_bytes() == (tmp_path / "run0" / "skipped.csv").read_bytes()
     done = bloodcell("evaluate", tmp_path / "run0", "--split", "train", "--predict")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from bloodcell.engine.strategies import check_strategy
 from bloodcell.engine.zero_pieces import Piece, read_pieces, write_pieces
 from shards.errors import BadInput
 from tests.bloodcell.engine.zero_worker import kept, micro_batch, network
+from tests.conftest import on_ranks
 
 ROOT = Path(__file__).resolve().parents[3]
 ZERO = ("zero0", "zero1", "zero2", "zero3")
@@ -29,19 +29,8 @@ def carry_out(orders: list[dict[str, Any]], out: Path, ranks: int) -> None:
     """Run zero_worker.py on so many ranks."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "orders.json").write_text(json.dumps(orders))
-    launcher = ["-m", "jobs.torchrun", "--standalone", "--nproc-per-node", str(ranks)]
-    worker = [str(Path(__file__).with_name("zero_worker.py")), str(out / "orders.json"), str(out)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, *launcher, *worker],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = on_ranks(ranks, Path(__file__).with_name("zero_worker.py"), out / "orders.json", out, timeout=900)
+    assert done.code == 0, done.err
 
 
 def order(strategy: str, name: str = "", K: int = 4, begin: int = 0, end: int = 20, **more: Any) -> dict[str, Any]:  # noqa: N803

@@ -27,7 +27,7 @@ def test_usr2_to_torchrun_saves_the_step_and_the_run_goes_on(
 ) -> None:
     """Held in step 7, which no checkpoint would follow."""
     run = tmp_path / "run"
-    with held(held_net, small_set, run, "train-14-0", BLOODCELL_SIGNAL_LEAD="0") as training:
+    with held(held_net, small_set, run, "train-14-0", fresh=True, BLOODCELL_SIGNAL_LEAD="0") as training:
         training.wait_for("train-14-0")
         training.process.send_signal(signal.SIGUSR2)
         training.release()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from bloodcell.data.sampling import sampling_plan
 from bloodcell.data.shardset import ShardSet
 from bloodcell.evaluation.predictions import read_predictions
 from shards.pack import PackOptions, pack
-from tests.bloodcell.engine.runs import kill
-from tests.conftest import bloodcell, command
+from tests.bloodcell.engine.runs import kill, start
+from tests.conftest import bloodcell
 
 FAST = (
     *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 4, "--train.epochs", 2),
@@ -71,9 +70,7 @@ def test_the_epochs_are_the_plans_and_the_lineage_is_proven(whole: Path, uneven:
 def test_killed_and_resumed_with_repeats_ends_bit_identical(whole: Path, uneven: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = ("train", "cnn5", "--data", uneven, "--run", run, "--data.sampling", "balanced", *FAST)
-    process = subprocess.Popen(
-        command(*arguments, ranks=2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = start(*arguments, ranks=2)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 3:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import on_ranks
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -56,17 +55,8 @@ def two_ranks(folder: Path, what: str) -> list[str]:
     """Return what both ranks printed."""
     script = folder.parent / "work.py"
     script.write_text(WORK)
-    launcher = [sys.executable, "-m", "jobs.torchrun", "--standalone", "--nproc-per-node", "2", str(script)]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*launcher, str(folder), what],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    return [line for line in done.stdout.splitlines() if line.startswith(("found", "stopped"))]
+    done = on_ranks(2, script, folder, what)
+    return [line for line in done.out.splitlines() if line.startswith(("found", "stopped"))]
 
 
 def test_a_piece_that_is_damaged_makes_all_ranks_take_the_one_before(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from bloodcell.evaluation.predictions import read_predictions
-from tests.bloodcell.engine.runs import FAST, kill, records, same, status, weights
-from tests.conftest import bloodcell, command
+from tests.bloodcell.engine.runs import FAST, kill, records, same, start, status, weights
+from tests.conftest import bloodcell
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +75,9 @@ def test_predictions_are_exact_and_the_same_on_any_number_of_ranks(undisturbed: 
 @pytest.mark.parametrize(
     ("strategy", "moment"),
     [
-        pytest.param("ddp", "early", marks=pytest.mark.slow),  # test_exact_resume.py kills at finer moments
-        ("zero2", "early"),
+        # test_exact_resume.py kills at finer moments, test_bench_faults.py under torchrun and ZeRO-2 too.
+        pytest.param("ddp", "early", marks=pytest.mark.slow),
+        pytest.param("zero2", "early", marks=pytest.mark.slow),
         pytest.param("ddp", "late", marks=pytest.mark.slow),
         *(pytest.param(f"zero{stage}", "late", marks=pytest.mark.slow) for stage in range(4)),
     ],
@@ -98,9 +98,7 @@ def test_killed_and_resumed_ends_bit_identical(
     arguments = ("train", "cnn5", "--data", small_set, "--run", run, "--model.name", small_net, *FAST)
     arguments += ("--engine.strategy", strategy)
     wanted = 3 if moment == "early" else status(undisturbed)["steps"] - 3
-    process = subprocess.Popen(
-        command(*arguments, ranks=2), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+    process = start(*arguments, ranks=2)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         lines = (run / "metrics.jsonl").read_text().count("\n") if (run / "metrics.jsonl").exists() else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 
 from bloodcell.engine.attempts import Attempts, take_stock
 from tests.bloodcell.engine.held import FLAGS, assert_same, environment, held, status, train
-from tests.conftest import command
+from tests.conftest import command, start
 
 
 def test_a_rank_that_stands_still_is_named_by_the_other(held_net: Path, small_set: Path, tmp_path: Path) -> None:
@@ -28,9 +27,7 @@ def test_a_rank_that_stands_still_is_named_by_the_other(held_net: Path, small_se
     for rank in ("0", "1"):
         variables = environment(held_net, hold, RANK=rank, LOCAL_RANK=rank, **place)
         words = command("train", "cnn5", "--data", small_set, "--run", run, *FLAGS, "--engine.stall", 10)
-        ranks.append(
-            subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables)
-        )
+        ranks.append(start(words, variables))
     try:
         while not (hold / "train-6-1.reached").exists():
             assert [rank.poll() for rank in ranks] == [None, None]
@@ -109,7 +106,7 @@ def test_only_deaths_without_progress_count(
 
 def test_a_run_that_is_often_preempted_is_healthy() -> None:
     attempts = Attempts()
-    for start in range(64):
-        before = {"attempt": start, "attempts": attempts.__dict__, "outcome": {"code": 85}}
-        attempts = take_stock(before, {"attempt": start, "phase": "training", "step": start}, start)
+    for number in range(64):
+        before = {"attempt": number, "attempts": attempts.__dict__, "outcome": {"code": 85}}
+        attempts = take_stock(before, {"attempt": number, "phase": "training", "step": number}, number)
     assert (attempts.fruitless, attempts.deaths) == (0, 0)
