@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.slurm import ends
 from shards.console import say
-from shards.errors import EnvironmentFault, Stopped
+from shards.errors import CheckFailed, EnvironmentFault, Stopped
 
 IDLE = 3
 """Starts that may fail one after another without a step of progress: a fourth would only fail again."""
@@ -28,7 +28,7 @@ class Decision:
     why: str
 
 
-def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int) -> Decision:
+def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int, told: bool = True) -> Decision:
     """Decide what becomes of a job whose training has ended.
 
     Args:
@@ -36,10 +36,11 @@ def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int) 
         step: training steps that are done.
         history: earlier decisions of this run: {"code", "step", "again"}.
         limit: how often the run may be queued again.
+        told: whether the program itself said why it ended; a library that ends the process does not.
     """
     if code == 0:
         return Decision(False, 0, "finished")
-    killed = code > 128
+    killed = code > 128 or (code == CheckFailed.code and not told)
     if code not in (Stopped.code, EnvironmentFault.code) and not killed:
         return Decision(False, code, f"code {code}: starting again will not help")
     again = [record for record in history if record.get("again")]
@@ -49,7 +50,8 @@ def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int) 
     if code != Stopped.code and len(idle) == IDLE - 1 and all(idle):
         return Decision(False, code, f"{IDLE} starts failed at step {step} without going on")
     why = {Stopped.code: "stopped by a signal after saving", EnvironmentFault.code: "the environment failed"}
-    return Decision(True, code, why.get(code, f"killed by signal {code - 128}"))
+    silent = f"killed by signal {code - 128}" if code > 128 else f"ended with code {code} without a word"
+    return Decision(True, code, why.get(code, silent))
 
 
 def after(code: int, run: Path) -> int:
@@ -62,7 +64,7 @@ def after(code: int, run: Path) -> int:
     code = told["code"] if told else code
     step = int(status.get("step", 0))
     history = [r for r in ends.read(run / "slurm" / "requeues.jsonl") if not here or r.get("job") == here["job"]]
-    decision = decide(code, step, history, int(os.environ.get("BLOODCELL_MAX_REQUEUES", "20")))
+    decision = decide(code, step, history, int(os.environ.get("BLOODCELL_MAX_REQUEUES", "20")), bool(told))
     again = decision.again and bool(here) and may_requeue(here["job"])
     if code and run.is_dir():
         record = {**here, "code": code, "step": step, "again": again, "why": decision.why}

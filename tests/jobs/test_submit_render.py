@@ -120,6 +120,7 @@ def test_an_outer_job_is_not_inherited() -> None:
 )
 def test_which_codes_are_queued_again(code: int, again: bool) -> None:
     assert decide(code, 10, [], 20).again is again
+    assert decide(code, 10, [], 20, told=False).again is (again or code == 1), "a library ended it"
 
 
 def test_the_queue_is_not_flooded() -> None:
