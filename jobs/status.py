@@ -231,10 +231,10 @@ def _requeue(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def _run_of(words: list[str]) -> Path:
-    """Return what --run says among the arguments of `bloodcell train`."""
+    """Return what --run says among the arguments of `bloodcell train`; of other verbs, what their job's script says."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run", type=Path)
-    found = parser.parse_known_args(words)[0].run
-    if found is None:
+    found = parser.parse_known_args(words)[0].run or os.environ.get("BLOODCELL_PLACE")
+    if not found:
         raise BadInput("a job that can be queued again needs to know its run", "job script", "add --run RUN")
     return Path(found)

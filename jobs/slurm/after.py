@@ -32,8 +32,8 @@ def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int, 
     """Decide what becomes of a job whose training has ended.
 
     Args:
-        code: exit code of training; above 128 for a death by signal (code - 128).
-        step: training steps that are done.
+        code: exit code of the verb; above 128 for a death by signal (code - 128).
+        step: training steps that are done, or another measure of progress.
         history: earlier decisions of this run: {"code", "step", "again"}.
         limit: how often the run may be queued again.
         told: whether the program itself said why it ended; a library that ends the process does not.
@@ -62,7 +62,7 @@ def after(code: int, run: Path) -> int:
     status = RunFolder(run).read("status.json") or {}
     told = (ends.explain(run, here) or _outcome(status, here)) if code else None
     code = told["code"] if told else code
-    step = int(status.get("step", 0))
+    step = int(status.get("step", 0)) or _lines(run / "journal.jsonl")
     history = [r for r in ends.read(run / "slurm" / "requeues.jsonl") if not here or r.get("job") == here["job"]]
     decision = decide(code, step, history, int(os.environ.get("BLOODCELL_MAX_REQUEUES", "20")), bool(told))
     again = decision.again and bool(here) and may_requeue(here["job"])
@@ -75,6 +75,11 @@ def after(code: int, run: Path) -> int:
         subprocess.run(["scontrol", "requeue", str(here["job"])], check=False)
         time.sleep(120)  # the requeue ends this script
     return decision.code
+
+
+def _lines(journal: Path) -> int:
+    """Return how far a sweep has come: each step is a line of its journal."""
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def _outcome(status: dict[str, Any], here: dict[str, Any]) -> dict[str, Any] | None:

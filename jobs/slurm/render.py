@@ -29,7 +29,7 @@ def head(job: JobDescription, arguments: Sequence[Sequence[str]]) -> list[str]:
 
     Args:
         job: its description.
-        arguments: of `bloodcell train`, for each job of the array (or for the one job).
+        arguments: of the verb, for each job of the array (or for the one job).
     """
     lines = [
         *job.site,
@@ -43,13 +43,14 @@ def head(job: JobDescription, arguments: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, f"set -- {shlex.join(arguments[0])}"]
 
 
-def sbatch_script(job: JobDescription, arguments: Sequence[Sequence[str]], logs: Path) -> str:
+def sbatch_script(job: JobDescription, arguments: Sequence[Sequence[str]], logs: Path, verb: str = "train") -> str:
     """Return the whole script for sbatch: train.sbatch with this job's options and lines in place of its own.
 
     Args:
         job: its description.
         arguments: see `head`.
         logs: folder for one log of each rank.
+        verb: of the `bloodcell` command.
     """
     before, after = common()
     number = "%A_%a" if job.array else "%j"
@@ -57,7 +58,7 @@ def sbatch_script(job: JobDescription, arguments: Sequence[Sequence[str]], logs:
     asked = [f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "") for name, value in options.items()]
     ranks = shlex.quote(f"{logs}/{number}_%t_log.out")
     start = f'srun --unbuffered --output={ranks} --kill-on-bad-exit=1 --cpus-per-task="$SRUN_CPUS_PER_TASK"'
-    command = f'{start} "${{SRUN[@]}}" "${{BLOODCELL[@]}}" train "$@"'
+    command = f'{start} "${{SRUN[@]}}" "${{BLOODCELL[@]}}" {verb} "$@"'
     return "\n".join(["#!/bin/bash", *asked, "", *head(job, arguments), "", *before, command, *after, ""])
 
 

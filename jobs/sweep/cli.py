@@ -8,14 +8,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from bloodcell.config import Config, decode, encode, leaves, override, parse_flags
+from bloodcell.config import Config, decode, override, parse_flags
 from jobs.sweep.settings import METHODS, OBJECTIVES, Settings, read_settings
+from jobs.sweep.stored import check_empty, make, settle
 from jobs.train import find_recipe, recipe_file
 from shards.console import say
 from shards.errors import BadInput, CheckFailed
 
 TAKES_CONFIG = True
-SCHEMA = "bloodcell/sweep/1"
 EPILOG = """\
 The recipe says in its table [sweep] what is searched (its other tables are what all trials share; --SECTION.KEY VALUE
 changes them, as for train):
@@ -74,18 +74,19 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     base, settings, data, fingerprint = asked(parsed)
     if parsed.join:
         raise BadInput("whoever joins takes what the sweep was begun with", "--join", "leave RECIPE out")
+    make(parsed.out)
     with alone(parsed.out):
         threads = settle(parsed.out, base, settings, data, fingerprint, cores_of(parsed.workers))
         return _search(parsed, base, settings, data, threads)
 
 
 def asked(parsed: argparse.Namespace) -> tuple[Config, Settings, Path, str]:
-    """Return what all trials share, what is searched, the set and its fingerprint; DIR is made. Raises BadInput."""
+    """Return what all trials share, what is searched, the set and its fingerprint; raises BadInput."""
     base, settings = _asked(parsed)
     data, fingerprint = _set(parsed, base)
     if parsed.workers < 1:
         raise BadInput(f"--workers {parsed.workers} will not do", "command line", "give 1 or more")
-    _make(parsed.out)
+    check_empty(parsed.out)
     return override(base, {"data.set": ""}), settings, data.resolve(), fingerprint
 
 
@@ -128,39 +129,6 @@ def _set(parsed: argparse.Namespace, base: Config) -> tuple[Path, str]:
     return data, read_dataset(data).fingerprint
 
 
-def _make(folder: Path) -> None:
-    from shards.atomic import disk_errors
-
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / n).exists() for n in ("sweep.json", ".lock")):
-        raise BadInput("something else lies where the sweep shall go", folder, "choose another --out")
-    try:
-        with disk_errors(folder):
-            (folder / "trials").mkdir(parents=True, exist_ok=True)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise BadInput(f"nothing can be written: {error.strerror}", folder, "choose another --out") from error
-
-
-def settle(folder: Path, base: Config, settings: Settings, data: Path, fingerprint: str, threads: int) -> int:
-    """Write sweep.json; return the threads of a trial, as an earlier start of the sweep had them.
-
-    Raises:
-        BadInput: DIR belongs to another sweep; the difference is in the message.
-    """
-    from shards.atomic import write_json
-
-    file = folder / "sweep.json"
-    wanted = {"schema": SCHEMA, "fingerprint": fingerprint, "sweep": settings.plain(), "base": encode(base)}
-    if file.exists():
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            threads = int(stored.pop("threads"))
-            _check_same(stored, wanted, settings, folder)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise BadInput(f"sweep.json cannot be read: {error}", file, "restore it or choose another --out") from error
-    write_json(file, {**wanted, "threads": threads, "data": str(data)})
-    return threads
-
-
 def _join(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Take part in the sweep that DIR holds, or go on with it alone."""
     from bloodcell.engine.preemption import Listener, started
@@ -184,28 +152,6 @@ def _join(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
             return _search(parsed, base, settings, data, int(stored["threads"]))
     with alone(parsed.out):
         return _search(parsed, base, settings, data, int(stored["threads"]))
-
-
-def _check_same(stored: dict[str, Any], wanted: dict[str, Any], settings: Settings, folder: Path) -> None:
-    if stored["fingerprint"] != wanted["fingerprint"]:
-        raise BadInput("the sweep was started on another set", folder, "choose another --out or that set")
-    there, here = dict(_flat(stored["sweep"])), dict(_flat(wanted["sweep"]))
-    grows = settings.method != "hyperband" and here["sweep.trials"] >= there["sweep.trials"]
-    old, new = (dict(leaves(decode(value["base"], folder))) for value in (stored, wanted))
-    changed = {
-        key: (a.get(key), b.get(key))
-        for a, b in ((there, here), (old, new))
-        for key in {**a, **b}
-        if a.get(key) != b.get(key) and not (key == "sweep.trials" and grows)
-    }
-    if changed:
-        said = "; ".join(f"{key}: {a!r} there, {b!r} here" for key, (a, b) in changed.items())
-        raise BadInput(f"another sweep was started here ({said})", folder, "choose another --out, or drop the change")
-
-
-def _flat(sweep: dict[str, Any]) -> list[tuple[str, Any]]:
-    space = [(f"sweep.space {key}", value) for key, value in sweep["space"].items()]
-    return [(f"sweep.{key}", value) for key, value in sweep.items() if key != "space"] + space
 
 
 def _search(

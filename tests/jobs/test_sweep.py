@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 
 from bloodcell.config import override
 from jobs.sweep import draws
-from jobs.sweep.cli import settle
 from jobs.sweep.settings import read_settings
+from jobs.sweep.stored import settle
 from jobs.train import find_recipe
 from shards.errors import BadInput, EnvironmentFault
 from shards.format import read_dataset

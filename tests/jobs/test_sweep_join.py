@@ -42,12 +42,14 @@ epochs = 2
 @pytest.fixture
 def begun(tmp_path: Path, small_set: Path, judged_net: None) -> Path:
     """A sweep that was begun, and not gone on with."""
-    from jobs.sweep.cli import asked, settle
+    from jobs.sweep.cli import asked
+    from jobs.sweep.stored import make, settle
     from tests.jobs.conftest import parsed
 
     (tmp_path / "searched.toml").write_text(RECIPE)
     out = tmp_path / "sweep"
     given = parsed("sweep", tmp_path / "searched.toml", "--data", small_set, "--out", out)
+    make(out)
     settle(out, *asked(given), 1)
     return out
 
