@@ -23,7 +23,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     elif verb == "requeue":
         parser.add_argument("words", nargs="*", metavar="RUN", help="run folder")
         parser.add_argument("--now", action="store_true", help="at once: the steps since the last checkpoint are lost")
-        about = "in a job script: training ended with CODE, its arguments stand behind `--`; queue the job again or not"
+        about = (
+            "in a job script: the verb ended with CODE, its arguments stand behind `--`; says whether to queue it again"
+        )
         parser.add_argument("--after", type=int, metavar="CODE", help=about)
     else:
         parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -210,8 +212,8 @@ def _requeue(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if parsed.after is not None:
         from jobs.slurm.after import after
 
-        code = after(parsed.after, _run_of(parsed.words))
-        return {"exit": code}, []
+        code, again = after(parsed.after, _run_of(parsed.words))
+        return {"exit": code, "again": again}, ["again"] if again else []
     if len(parsed.words) != 1:
         raise BadInput("which run?", "command line", "give one RUN")
     from jobs.slurm.control import job_facts, slurm

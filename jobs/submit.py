@@ -116,6 +116,7 @@ def describe(parsed: argparse.Namespace, cluster: Cluster) -> JobDescription:
         options=tuple(cluster.options.items()),
         site=tuple(site_lines(cluster, "")),
         srun=srun_options(cluster),
+        boxed=cluster.container is not None and cluster.container.kind == "pyxis",
         program=(*python(cluster, sys.executable), "-m", "jobs.cli"),
     )
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +54,8 @@ def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int, 
     return Decision(True, code, why.get(code, silent))
 
 
-def after(code: int, run: Path) -> int:
-    """Decide, write it down, and queue this job again if that is due; return the exit code of the job."""
+def after(code: int, run: Path) -> tuple[int, bool]:
+    """Decide and write it down; return the exit code of the job and whether its script shall queue it again."""
     from bloodcell.runfolder import RunFolder
 
     here = ends.place()
@@ -71,10 +71,7 @@ def after(code: int, run: Path) -> int:
         ends.append(run / "slurm" / "requeues.jsonl", record)
     what = f" ({told['what']})" if told else ""
     say(f"job {here.get('job', '')}: {decision.why}{what}" + (", queued again" if again else ""))
-    if again:
-        subprocess.run(["scontrol", "requeue", str(here["job"])], check=False)
-        time.sleep(120)  # the requeue ends this script
-    return decision.code
+    return decision.code, again
 
 
 def _lines(journal: Path) -> int:
@@ -90,7 +87,12 @@ def _outcome(status: dict[str, Any], here: dict[str, Any]) -> dict[str, Any] | N
 
 
 def may_requeue(job: int) -> bool:
-    """Whether Slurm still runs the job and lets it be requeued: what somebody cancels stays cancelled."""
+    """Whether Slurm still runs the job and lets it be requeued: what somebody cancels stays cancelled.
+
+    In a container without Slurm's commands nobody knows; there, Slurm refuses steps of a job that was cancelled.
+    """
+    if not shutil.which("scontrol"):
+        return True
     shown = subprocess.run(["scontrol", "show", "job", "-o", str(job)], capture_output=True, text=True, check=False)
     state = re.search(r"\bJobState=(\w+)", shown.stdout)
     return state is not None and state.group(1) == "RUNNING" and "Requeue=0" not in shown.stdout.split()

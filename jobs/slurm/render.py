@@ -13,6 +13,9 @@ from jobs.slurm.description import JobDescription, directives
 SLURM = Path(__file__).resolve().parents[2] / "slurm"
 """Scripts, cluster files and the development cluster; beside the packages, in a checkout and in an installed wheel."""
 
+ONE_TASK = 'srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 "${SRUN[@]}"'
+"""How the script starts one command where only srun leads into the container."""
+
 MARK = "# ---- the same in every job ----"
 
 
@@ -35,6 +38,7 @@ def head(job: JobDescription, arguments: Sequence[Sequence[str]]) -> list[str]:
         *job.site,
         f"BLOODCELL=({shlex.join(job.program)})",
         f"SRUN=({shlex.join(job.srun)})",
+        f"HERE=({ONE_TASK if job.boxed else ''})",
         f"export BLOODCELL_SIGNAL_LEAD={job.signal_lead} BLOODCELL_MAX_REQUEUES={job.max_requeues}",
     ]
     if job.array:

@@ -138,7 +138,7 @@ def test_a_job_of_more_importance(pair: Path, small_set: Path, tmp_path: Path, t
 def test_the_time_limit(dev_cluster: DevCluster, small_set: Path, tmp_path: Path, told: Told) -> None:
     """Slurm signals up to 35 s before the last 10 of its one minute: a run that takes two is cut once or more."""
     whole, run = tmp_path / "whole", tmp_path / "run"
-    flags = ("cnn5", "--data", small_set, *PAIR, "--train.epochs", 200)
+    flags = ("cnn5", "--data", small_set, *PAIR, "--train.epochs", 100, "--train.evaluate_every", 20)
     longer = submit(*flags, "--run", whole)
     finished(longer)
     sent = submit(*flags, "--run", run, "--time", "1", "--signal-lead", 10)
