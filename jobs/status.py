@@ -23,9 +23,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     elif verb == "requeue":
         parser.add_argument("words", nargs="*", metavar="RUN", help="run folder")
         parser.add_argument("--now", action="store_true", help="at once: the steps since the last checkpoint are lost")
-        about = (
-            "in a job script: the verb ended with CODE, its arguments stand behind `--`; and says: again?"
-        )
+        about = "in a job script: the verb ended with CODE, its arguments stand behind `--`; and says: again?"
         parser.add_argument("--after", type=int, metavar="CODE", help=about)
     else:
         parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
