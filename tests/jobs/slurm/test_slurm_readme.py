@@ -1,4 +1,4 @@
-"""What the READMEs tell a newcomer to type about clusters, typed: on a real Slurm, with smaller images and fewer steps."""
+"""What the READMEs tell a newcomer to type about clusters, typed: on a real Slurm, with small images and few steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,9 +35,7 @@ def block(text: str) -> list[str]:
 
 
 @pytest.fixture
-def newcomer(
-    dev_cluster: DevCluster, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def newcomer(dev_cluster: DevCluster, small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with a set, a cluster file called NAME, and the scripts; `bloodcell` is on the path."""
     (tmp_path / "SET").symlink_to(small_set)
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
@@ -49,7 +46,7 @@ def newcomer(
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -m jobs.cli "$@"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
-    yield tmp_path
+    return tmp_path
 
 
 def typed(command: str, folder: Path) -> str:
