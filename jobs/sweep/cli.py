@@ -40,7 +40,8 @@ is given to the others, and goes on from its checkpoint; no trial is trained twi
 
 DIR holds trials/0007 (a run folder), .toml, .log; journal.jsonl (what was done), sweep.json, best.toml, report.html.
 
---json: {out, objective, method, trials, finished, paused, failed, best: {trial, value, values, run}, recipe, report}"""
+--json: {out, objective, method, trials, finished, paused, failed, best: {trial, value, values, run}, recipe, report};
+of a worker that leaves before the end: {out, left: true}"""
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -175,10 +176,11 @@ def _search(
     try:
         with Board(settings, journal, runner.run_folder) as board:
             runner.changed = board.update
-            if parsed.join:
-                Worker(runner, leases, board.follow).run()
-            else:
+            if not parsed.join:
                 runner.run()
+            elif not Worker(runner, leases, board.follow).run():
+                said = "nothing is left for this worker; another one waits in case those that train die"
+                return {"out": str(parsed.out), "left": True}, [said]
     finally:
         runner.journal.close()
     with leases.turn() if parsed.join else nullcontext():  # whoever comes last writes it last: all write the same

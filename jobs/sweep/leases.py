@@ -1,6 +1,7 @@
 """Who of several workers trains which trial, as files in a folder that they share; what a dead one had is given back.
 
 DIR/.turn               locked by the one worker that reads or changes the journal or the leases
+DIR/.waiting            locked by the one worker that waits, with nothing to do, for what others may leave behind
 DIR/trials/0007.lease   {"worker", "token", "beat"}: trial 7 is being trained; its worker counts `beat` up
 
 No clocks are compared: a worker is dead when another one has watched its beat stand still for long enough.
@@ -48,6 +49,23 @@ class Leases:
     def __init__(self, folder: Path, worker: str, silence: float) -> None:
         self.folder, self.worker, self.silence = folder, worker, silence
         self._seen: dict[int, tuple[str, float]] = {}
+        self._waits = False
+
+    @contextlib.contextmanager
+    def last_waiter(self) -> Iterator[bool]:
+        """Tell whether no other worker waits for what is left to become free; if so, this one does, in the block."""
+        if self._waits:
+            yield True
+            return
+        with open(self.folder / ".waiting", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            self._waits = True
+            yield True
+            self._waits = False
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bloodcell.engine import preemption
@@ -38,13 +39,20 @@ class Worker:
     leases: Leases
     read: Callable[[Journal], None]
 
-    def run(self) -> None:
-        """Train what nobody else trains, until all of the sweep is over.
+    def run(self) -> bool:
+        """Train what nobody else trains; return whether all of the sweep is over.
+
+        If it is not, what is left is being trained by others, and another worker waits to take over if they die: so
+        many GPUs need not be kept for that.
 
         Raises:
             Preempted: a signal asked this worker to stop; its trial is saved and given back.
             Stop: as Runner.run.
         """
+        with ExitStack() as waiting:
+            return self._run(waiting)
+
+    def _run(self, waiting: ExitStack) -> bool:
         while True:
             self._heed()
             with self.leases.turn():
@@ -52,12 +60,19 @@ class Worker:
                 held = self.leases.held()
                 due = following(self.runner.settings, self.runner.journal.trials, set(held))
                 if due is None and not held:
-                    return
+                    return True
                 taken = self._take(*due) if due else None
             if taken:
                 self._train(*taken)
-            elif due is None:
+            elif due is None and (self._may_be_promoted() or waiting.enter_context(self.leases.last_waiter())):
                 time.sleep(IDLE_SECONDS)
+            elif due is None:
+                return False
+
+    def _may_be_promoted(self) -> bool:
+        """Whether the end of a trial can make another one due."""
+        settings = self.runner.settings
+        return settings.method not in ("random", "tpe") or len(self.runner.journal.trials) < settings.trials
 
     def _look(self) -> None:
         self.runner.journal.close()

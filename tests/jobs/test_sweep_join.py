@@ -120,6 +120,14 @@ def test_leases(tmp_path: Path) -> None:
     assert again.held() == {}, "a worker that starts again has lost what it had"
 
 
+def test_one_worker_waits_for_what_others_may_leave(tmp_path: Path) -> None:
+    one, other = (Leases(tmp_path, name, 1) for name in "ab")
+    with one.last_waiter() as first, one.last_waiter() as again, other.last_waiter() as second:
+        assert (first, again, second) == (True, True, False)
+    with other.last_waiter() as now:
+        assert now
+
+
 def test_two_processes_take_turns(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
