@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def test_a_sweep_with_a_killed_worker_and_preempted_ones(
     dev_cluster: DevCluster, judged_net: None, small_set: Path, tmp_path: Path
 ) -> None:
     recipe, out = tmp_path / "searched.toml", tmp_path / "sweep"
-    recipe.write_text(RECIPE.replace("trials = 4", "trials = 16"))
+    recipe.write_text(RECIPE.replace("trials = 3", "trials = 16"))
     sent = submit("sweep", recipe, "--data", small_set, "--out", out, "--jobs", 3, "--partition", "low")
     doomed = sent["jobs"][1]
     wait_for(lambda: any((out / "trials" / name / "heartbeat.json").exists() for name in trained_by(out, doomed)), "it")
@@ -109,14 +108,29 @@ def test_a_reproduction(
     assert attempts == [1, 1, 1], "the job that follows trains nothing"
 
 
-def test_jobs_are_looked_after_without_and_with_accounting(
+def test_an_array_is_cancelled_as_one(
     dev_cluster: DevCluster, judged_net: None, small_set: Path, tmp_path: Path
 ) -> None:
-    """An array is cancelled as one; `sacct` is asked by nobody here, so nothing differs where it is off."""
     recipe, out = tmp_path / "searched.toml", tmp_path / "sweep"
     recipe.write_text(RECIPE.replace("epochs = 2", "epochs = 200"))
     sent = submit("sweep", recipe, "--data", small_set, "--out", out, "--jobs", 2)
     wait_for(lambda: len(list(out.glob("trials/*/heartbeat.json"))) == 2, "two trials")
+    assert bloodcell("status", out, "--json").json["runs"][1]["run"].endswith("0001")
     assert bloodcell("cancel", out).code == 0
     wait_for(lambda: all(all_jobs()[job]["JobState"] == "CANCELLED" for job in sent["jobs"]), "the end")
-    subprocess.run(["squeue"], check=True)
+
+
+def test_through_sbatch(dev_cluster: DevCluster, judged_net: None, small_set: Path, tmp_path: Path) -> None:
+    """The other rendering, from a copy of the code; the last worker writes the report."""
+    recipe, out = tmp_path / "searched.toml", tmp_path / "sweep"
+    recipe.write_text(RECIPE)
+    how = ("--jobs", 2, "--through", "sbatch", "--snapshot")
+    sent = submit("sweep", recipe, "--data", small_set, "--out", out, *how)
+    assert (out / "slurm" / "code" / "jobs" / "cli.py").exists()
+    finished(sent)
+    assert (out / "report.html").exists()
+    dry = bloodcell("submit", "pack", tmp_path, tmp_path / "new", "--cluster", "dev", "--dry-run", "--jobs", 2)
+    assert dry.code == 0, dry.err
+    assert dry.out.count("--part") == 2
+    assert "# then, afterok: bloodcell merge" in dry.out
+    assert not list(tmp_path.glob("new*"))

@@ -122,7 +122,6 @@ def test_somebody_requeues_it(way: str, pair: Path, small_set: Path, tmp_path: P
     assert same_weights(pair, run)
 
 
-@pytest.mark.slow
 def test_a_job_of_more_importance(pair: Path, small_set: Path, tmp_path: Path, told: Told) -> None:
     run = tmp_path / "run"
     sent = submit("cnn5", "--data", small_set, "--run", run, "--partition", "low", *PAIR)
@@ -163,7 +162,6 @@ def is_signalled(process: int) -> bool:
     return bool(int(waiting, 16) & 1 << (signal.SIGUSR2 - 1))
 
 
-@pytest.mark.slow
 def test_a_rank_that_is_killed(pair: Path, small_set: Path, tmp_path: Path, told: Told) -> None:
     run = tmp_path / "run"
     sent = submit("cnn5", "--data", small_set, "--run", run, *PAIR)
