@@ -37,6 +37,22 @@ def test_no_slurm_here(small_set: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "run").exists()
 
 
+def test_arrays_that_cannot_be(drawn: Path, small_set: Path, tmp_path: Path) -> None:
+    place = ("--cluster", "dev", "--dry-run")
+    pack, sweep = ("pack", drawn, tmp_path / "new"), ("sweep", "--data", small_set, "--out", tmp_path / "sweep")
+    assert "no cluster is named" in refused(*pack)
+    assert "this machine is one node with one job" in refused(*pack, "--cluster", "local")
+    assert "one or more jobs, each on one node" in refused(*pack, *place, "--jobs", 0)
+    assert "one or more jobs, each on one node" in refused(*pack, *place, "--nodes", 2)
+    assert "there are no images" in refused("pack", tmp_path / "none", tmp_path / "new", *place)
+    assert "the set exists already" in refused("pack", drawn, small_set, *place)
+    assert "unknown argument '--sedd'" in refused(*pack, *place, "--sedd", 3)
+    assert "no recipe is named" in refused(*sweep, *place)
+    assert "no table [sweep]" in refused(*sweep, *place, "cnn5")
+    assert "draws its sets first" in refused("reproduce", "--quick", "--out", tmp_path / "table", *place)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slurm
 def test_what_the_cluster_does_not_have(small_set: Path, tmp_path: Path, dev_cluster: DevCluster) -> None:
     run = tmp_path / "run"
