@@ -106,7 +106,9 @@ def _state(status: dict[str, Any], known: dict[str, str], forgotten: bool) -> st
     slurms = known.get("JobState", "")
     if slurms == "PENDING":
         return f"queued ({known.get('Reason', '')})"
-    if slurms in ("RUNNING", "COMPLETING"):
+    if slurms == "COMPLETING":
+        return own if own == "done" else f"ending; the run: {own}"
+    if slurms == "RUNNING":
         same = str(status.get("job", "")) == known.get("JobId") and str(status.get("restart")) == known.get("Restarts")
         return own if same and own not in ("stopped", "failed") else "starting"
     if slurms and slurms != "COMPLETED":

@@ -60,4 +60,8 @@ def test_what_is_cancelled(accounted: DevCluster, small_set: Path, tmp_path: Pat
     assert bloodcell("cancel", run).code == 0
     job = sent["jobs"][0]
     wait_for(lambda: "CANCELLED" in said("sacct", "-n", "-X", "-j", job, "-o", "state%20"), "sacct")
-    assert bloodcell("status", run, "--json").json["runs"][0]["state"].startswith("cancelled")
+
+    def is_over() -> bool:
+        return str(bloodcell("status", run, "--json").json["runs"][0]["state"]).startswith("cancelled")
+
+    wait_for(is_over, "the end")
