@@ -82,3 +82,18 @@ def test_deepspeed_over_two_nodes(dev_cluster: DevCluster, deepspeed_op: None, s
         judged.json["metrics"]["accuracy"]
         == json.loads((run / "evaluation.json").read_text())["splits"]["test"]["metrics"]["accuracy"]
     )
+
+
+@pytest.mark.slow
+def test_an_array_of_seeds_through_sbatch(dev_cluster: DevCluster, small_set: Path, tmp_path: Path) -> None:
+    """From a copy of the code, waited for; each seed is the run that `train` makes of it."""
+    words = ("cnn5", "--data", small_set, "--run", tmp_path / "runs", *PAIR, "--train.epochs", 2)
+    how = ("--seeds", 2, "--through", "sbatch", "--snapshot", "--wait", "--nodes", 1, "--gpus-per-node", 1)
+    done = bloodcell("submit", *words, "--cluster", "dev", *how, "--json", timeout=600)
+    assert done.code == 0, done.err
+    assert set(done.json["states"].values()) == {"COMPLETED"}
+    assert [Path(run).name for run in done.json["runs"]] == ["seed0", "seed1"]
+    one, other = (Path(run) for run in done.json["runs"])
+    assert (tmp_path / "runs" / "slurm" / "code" / "jobs" / "cli.py").exists()
+    assert not same_weights(one, other)
+    assert json.loads((one / "status.json").read_text())["node"] in ("n1", "n2")
