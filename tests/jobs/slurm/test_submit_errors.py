@@ -94,6 +94,26 @@ def test_a_dry_run_writes_nothing(small_set: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_runs_of_arrays(drawn: Path, small_set: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "searched.toml"
+    recipe.write_text('[sweep]\n[sweep.space]\n"optim.lr" = {low=1e-4, high=1e-1}\n')
+    for how in ("submitit", "sbatch"):
+        place = ("--cluster", "dev", "--dry-run", "--through", how)
+        words = ("sweep", recipe, "--data", small_set, "--out", tmp_path / "sweep", "--jobs", 3, *place)
+        told = run_verb("submit", [str(word) for word in words])[0]["script"]
+        assert "--array=0-2%3" in told
+        assert told.count(f"set -- --out {tmp_path / 'sweep'} --join ;;") == 3
+        assert f"export BLOODCELL_PLACE={tmp_path / 'sweep'}" in told
+        assert "--gpus-per-node=1" in told, "a GPU for each worker"
+        words = ("pack", drawn, tmp_path / "new", "--table", drawn / "truth.csv", "--no-near", "--jobs", 2, *place)
+        told, lines = run_verb("submit", [str(word) for word in words])
+        part = f"{drawn} {tmp_path / 'new'} --table {drawn / 'truth.csv'} --no-near --part 2/2"
+        assert f"1) set -- {part} ;;" in told["script"]
+        assert "gpus" not in told["script"]
+        assert lines[-1] == f"# then, afterok: bloodcell merge {tmp_path / 'new'}"
+    assert [path.name for path in tmp_path.iterdir()] == ["searched.toml"]
+
+
 def test_this_machine_without_slurm(small_set: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ("cnn5", "--data", small_set, "--run", run, "--cluster", "local", "--tasks-per-node", 2, *FLAGS)
