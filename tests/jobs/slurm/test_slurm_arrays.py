@@ -98,7 +98,7 @@ def test_a_reproduction(
     dev_cluster: DevCluster, judged_net: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "table"
-    sent = submit("reproduce", "ensemble", "--quick", "--out", out, *TINY)
+    sent = submit("reproduce", "ensemble", "--quick", "--out", out, *TINY, "--data.sampling=6")
     assert len(sent["jobs"]) == 3
     finished(whole(sent))
     rows = {row["row"]: row for row in json.loads((out / "table.json").read_text())["rows"]}
