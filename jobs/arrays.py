@@ -13,7 +13,7 @@ from typing import Any
 from bloodcell.config import override, parse_flags
 from jobs.slurm.cluster import Cluster, cluster_names, find_cluster, site_lines
 from jobs.slurm.description import JobDescription
-from jobs.submit import Run, add_place, check_place, describe, resolved
+from jobs.submit import Run, add_how, add_place, check_place, describe, resolved
 from shards.console import say
 from shards.errors import BadInput
 
@@ -58,6 +58,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         for name in action.option_strings:
             del parser._option_string_actions[name]
     add_place(parser)
+    add_how(parser)
     if inner != "reproduce":
         parser.add_argument("--jobs", type=int, default=4, metavar="N", help="jobs of the array (4)")
 

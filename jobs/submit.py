@@ -37,10 +37,11 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     several.add_argument("--chain", default="train", help="steps, each after the one before: pack,train,evaluate")
     several.add_argument("--images", type=Path, metavar="DIR", help="what the step `pack` packs to SET")
     several.add_argument("--pack", default="", metavar="FLAGS", help="further flags of that step, in one word")
+    add_how(parser)
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """Declare where and how jobs are submitted; for every verb that submits."""
+    """Declare the cluster, and how much of it a job asks for."""
     place = parser.add_argument_group("the cluster")
     place.add_argument("--cluster", metavar="NAME", help=f"a .toml file, or one of {', '.join(cluster_names())}")
     place.add_argument("--nodes", type=int, default=1, help="machines (1)")
@@ -56,7 +57,11 @@ def add_place(parser: argparse.ArgumentParser) -> None:
         place.add_argument(f"--{flag}", help=f"{flag}, as sbatch takes it; the cluster file's otherwise")
     place.add_argument("--dependency", default="", help="as sbatch takes it: afterok:JOB")
     place.add_argument("--max-requeues", type=int, default=20, help="how often the job may queue itself again (20)")
-    place.add_argument("--parallel", type=int, default=0, help="jobs of an array that run at once (all)")
+
+
+def add_how(parser: argparse.ArgumentParser) -> None:
+    """Declare how jobs are submitted; for every verb that submits."""
+    parser.add_argument("--parallel", type=int, default=0, help="jobs of an array that run at once (all)")
     how = parser.add_argument_group("how")
     how.add_argument("--through", choices=["submitit", "sbatch"], default="submitit", help="who submits (submitit)")
     how.add_argument("--snapshot", action="store_true", help="run from a copy of the code as it is now")
