@@ -61,8 +61,8 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 
 def add_how(parser: argparse.ArgumentParser) -> None:
     """Declare how jobs are submitted; for every verb that submits."""
-    parser.add_argument("--parallel", type=int, default=0, help="jobs of an array that run at once (all)")
     how = parser.add_argument_group("how")
+    how.add_argument("--parallel", type=int, default=0, help="jobs of an array that run at once (all)")
     how.add_argument("--through", choices=["submitit", "sbatch"], default="submitit", help="who submits (submitit)")
     how.add_argument("--snapshot", action="store_true", help="run from a copy of the code as it is now")
     how.add_argument("--dry-run", action="store_true", help="print the script; nothing is submitted or written")
