@@ -129,8 +129,3 @@ def test_through_sbatch(dev_cluster: DevCluster, judged_net: None, small_set: Pa
     assert (out / "slurm" / "code" / "jobs" / "cli.py").exists()
     finished(sent)
     assert (out / "report.html").exists()
-    dry = bloodcell("submit", "pack", tmp_path, tmp_path / "new", "--cluster", "dev", "--dry-run", "--jobs", 2)
-    assert dry.code == 0, dry.err
-    assert dry.out.count("--part") == 2
-    assert "# then, afterok: bloodcell merge" in dry.out
-    assert not list(tmp_path.glob("new*"))
