@@ -154,7 +154,7 @@ def test_the_time_limit(pair: Path, small_set: Path, tmp_path: Path, told: Told)
 
 
 def is_held_up(process: int) -> bool:
-    """Whether a process is stopped, and has not been told of USR2."""
+    """Whether a process is stopped; one that Slurm has signalled meanwhile is let go on."""
     try:
         told = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
     except (FileNotFoundError, ProcessLookupError):
