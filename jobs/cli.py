@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "cancel": ("jobs.status", "end the job of a run"),
     "requeue": ("jobs.status", "queue the job of a run again; it goes on from its checkpoint"),
     "stage": ("jobs.stage", "copy the shards that a run reads to a disk of this node"),
+    "doctor": ("jobs.doctor.cli", "is this machine, or are a cluster's nodes, fit for training? green and red"),
     "sweep": ("jobs.sweep.cli", "search for good settings of a recipe: random, Hyperband, ASHA, TPE"),
     "reproduce": ("jobs.reproduce.cli", "train the published systems again: one table, published and reproduced"),
     "evaluate": ("jobs.evaluate", "exact metrics of a run, an ensemble or folds, on any number of ranks"),

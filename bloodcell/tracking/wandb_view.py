@@ -65,6 +65,20 @@ def check_wandb(mode: Mode) -> None:
         raise BadInput(f"W&B cannot be used online: {problem}", "tracking.wandb", KEY_FIX)
 
 
+def wandb_plan(mode: Mode) -> tuple[str, str]:
+    """Return what `mode` means here, "online", "offline" or "off", and why; the key itself is never told.
+
+    Raises:
+        BadInput: as `check_wandb`.
+    """
+    check_wandb(mode)
+    wandb = _client()
+    try:
+        return _choose(wandb, mode)
+    finally:
+        _end_client(wandb)
+
+
 def open_wandb(run: Path, config: dict[str, Any], mode: Mode, filed: WandbRun) -> WandbView | None:
     """Start the W&B run of the folder `run` and say in one line where it goes; None if it cannot or shall not be.
 

@@ -17,6 +17,7 @@ BENCHES = {
     ),
     "pack": ("jobs.bench.pack", "packing: writing beside webdataset and tar, examination, two workers, memory"),
     "faults": ("jobs.bench.faults", "random faults over small trainings: none may lose anything; times to recover"),
+    "scale": ("jobs.bench.scale", "how many GPUs are worth it: images/s on 1 to 512, memory, reads, on paper"),
     "near": ("jobs.bench.near", "the near-duplicate search among 10^6 drawn cells with planted copies"),
     "runs": ("jobs.bench.runs", "no benchmark: the figures of finished runs, with intervals and costs, as a result"),
     "sweep": ("jobs.bench.sweep", "the learning rate that a sweep finds beside the best of a fine grid, on a set"),

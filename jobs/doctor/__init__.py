@@ -1,0 +1,1 @@
+"""Is this machine, or are these nodes, fit for training: what is looked at on each, and what it means."""
