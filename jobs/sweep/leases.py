@@ -124,10 +124,11 @@ class Leases:
             while not over.wait(self.silence / BEATS):
                 count += 1
                 try:
-                    if not self.mine(lease):
-                        lost.set()
-                        return
-                    self._write(lease, count)
+                    with self.turn():  # nobody takes it over between the look and the beat
+                        if not self.mine(lease):
+                            lost.set()
+                            return
+                        self._write(lease, count)
                 except (OSError, EnvironmentFault):
                     continue  # a disk that is full or away for a while; for too long, and another worker takes over
 

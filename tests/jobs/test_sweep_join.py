@@ -49,8 +49,9 @@ def begun(tmp_path: Path, small_set: Path, judged_net: None) -> Path:
     (tmp_path / "searched.toml").write_text(RECIPE)
     out = tmp_path / "sweep"
     given = parsed("sweep", tmp_path / "searched.toml", "--data", small_set, "--out", out)
+    begun = asked(given)
     make(out)
-    settle(out, *asked(given), 1)
+    settle(out, *begun, 1)
     return out
 
 
@@ -100,24 +101,27 @@ def test_a_preempted_worker_saves_and_gives_its_trial_back(begun: Path) -> None:
 
 def test_leases(tmp_path: Path) -> None:
     (tmp_path / "trials").mkdir()
-    ours, theirs = Leases(tmp_path, "one", 0.6), Leases(tmp_path, "two", 0.6)
+    ours, theirs = Leases(tmp_path, "one", 1), Leases(tmp_path, "two", 600)
     with ours.turn():
         lease = ours.take(3)
     with ours.alive(lease) as lost:
-        end = time.monotonic() + 1.5
-        while time.monotonic() < end:
-            with theirs.turn():
-                assert theirs.held() == {3: "one"}
+        before, end = lease.path.read_text(), time.monotonic() + 60
+        while lease.path.read_text() == before:
+            assert time.monotonic() < end, "no beat"
             time.sleep(0.05)
+        assert theirs.held() == {3: "one"}
         assert not lost.is_set()
         with theirs.turn():  # as if ours had been suspended
             theirs.take(3)
-        assert lost.wait(timeout=10)
+        assert lost.wait(timeout=60)
         assert not ours.mine(lease)
     ours.give_back(lease)
     assert ours.held() == {3: "two"}
-    again = Leases(tmp_path, "two", 0.6)
-    assert again.held() == {}, "a worker that starts again has lost what it had"
+    time.sleep(1.1)
+    assert ours.held() == {}, "nobody has beaten for a second"
+    with theirs.turn():
+        theirs.take(4)
+    assert Leases(tmp_path, "two", 600).held() == {}, "a worker that starts again has lost what it had"
 
 
 def test_one_worker_waits_for_what_others_may_leave(tmp_path: Path) -> None:
