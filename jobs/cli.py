@@ -26,6 +26,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("jobs.data", "check every byte of a shard set again"),
     "train": ("jobs.train", "train a recipe, here or under torchrun or srun"),
     "submit": ("jobs.submit", "train on Slurm: a job, an array, a chain; checked before it is queued"),
+    "submit pack": ("jobs.arrays", "examine the parts of the images in an array of jobs, then merge them"),
+    "submit sweep": ("jobs.arrays", "search with an array of workers: preempted or dead, what they had goes on"),
+    "submit reproduce": ("jobs.arrays", "train the published systems in an array of jobs, then write the table"),
     "status": ("jobs.status", "how runs stand: state, step, speed, time that remains, why the last start ended"),
     "logs": ("jobs.status", "what the ranks of a run printed, the one that failed first"),
     "cancel": ("jobs.status", "end the job of a run"),
@@ -138,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_verb(verb: str, rest: list[str]) -> tuple[dict[str, Any], list[str]]:
     """Parse the arguments of a verb and run it; return its result and the lines for people."""
+    if rest and f"{verb} {rest[0]}" in VERBS:
+        verb, rest = f"{verb} {rest[0]}", rest[1:]
     if verb not in VERBS:
         raise BadInput(f"no verb {verb!r}", "command line", nearest(verb, list(VERBS)) or "see `bloodcell --help`")
     module_name, about = VERBS[verb]

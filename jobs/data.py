@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from shards.errors import BadInput
+from shards.errors import BadInput, Preempted
 
 if TYPE_CHECKING:
     from shards.pack import PackOptions
@@ -85,7 +90,24 @@ def options_from(parsed: argparse.Namespace, options: type) -> Any:
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Run synth, scan, download, pack, merge or verify; return the result and the lines for people."""
     runs = {"synth": _synth, "scan": _scan, "download": _download, "pack": _pack, "merge": _merge, "verify": _verify}
-    return runs[verb](parsed)
+    with stoppable():
+        return runs[verb](parsed)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Let SIGUSR2 and SIGTERM end the block as an interrupt does, with code 85: the same command goes on."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Preempted(f"stopped by {signal.Signals(number).name}", "", "start the same command again")
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGUSR2, signal.SIGTERM) if here}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _synth(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:

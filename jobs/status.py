@@ -23,7 +23,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     elif verb == "requeue":
         parser.add_argument("words", nargs="*", metavar="RUN", help="run folder")
         parser.add_argument("--now", action="store_true", help="at once: the steps since the last checkpoint are lost")
-        about = "in a job script: training ended with CODE, its arguments stand behind `--`; queue the job again or not"
+        about = "in a job script: the verb ended with CODE, its arguments stand behind `--`; and says: again?"
         parser.add_argument("--after", type=int, metavar="CODE", help=about)
     else:
         parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -109,7 +109,9 @@ def _state(status: dict[str, Any], known: dict[str, str], forgotten: bool) -> st
     slurms = known.get("JobState", "")
     if slurms == "PENDING":
         return f"queued ({known.get('Reason', '')})"
-    if slurms in ("RUNNING", "COMPLETING"):
+    if slurms == "COMPLETING":
+        return own if own == "done" else f"ending; the run: {own}"
+    if slurms == "RUNNING":
         same = str(status.get("job", "")) == known.get("JobId") and str(status.get("restart")) == known.get("Restarts")
         return own if same and own not in ("stopped", "failed") else "starting"
     if slurms and slurms != "COMPLETED":
@@ -213,8 +215,8 @@ def _requeue(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if parsed.after is not None:
         from jobs.slurm.after import after
 
-        code = after(parsed.after, _run_of(parsed.words))
-        return {"exit": code}, []
+        code, again = after(parsed.after, _run_of(parsed.words))
+        return {"exit": code, "again": again}, ["again"] if again else []
     if len(parsed.words) != 1:
         raise BadInput("which run?", "command line", "give one RUN")
     from jobs.slurm.control import job_facts, slurm
@@ -234,10 +236,10 @@ def _requeue(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def _run_of(words: list[str]) -> Path:
-    """Return what --run says among the arguments of `bloodcell train`."""
+    """Return what --run says among the arguments of `bloodcell train`; of other verbs, what their job's script says."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--run", type=Path)
-    found = parser.parse_known_args(words)[0].run
-    if found is None:
+    found = parser.parse_known_args(words)[0].run or os.environ.get("BLOODCELL_PLACE")
+    if not found:
         raise BadInput("a job that can be queued again needs to know its run", "job script", "add --run RUN")
     return Path(found)

@@ -34,15 +34,10 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several jobs")
     several.add_argument("--seeds", type=int, default=0, metavar="N", help="an array of N runs, DIR/seed0, ...")
     several.add_argument("--folds", type=int, default=0, metavar="N", help="an array of the N folds, DIR/fold0, ...")
-    several.add_argument("--parallel", type=int, default=0, help="jobs of an array that run at once (all)")
     several.add_argument("--chain", default="train", help="steps, each after the one before: pack,train,evaluate")
     several.add_argument("--images", type=Path, metavar="DIR", help="what the step `pack` packs to SET")
     several.add_argument("--pack", default="", metavar="FLAGS", help="further flags of that step, in one word")
-    how = parser.add_argument_group("how")
-    how.add_argument("--through", choices=["submitit", "sbatch"], default="submitit", help="who submits (submitit)")
-    how.add_argument("--snapshot", action="store_true", help="run from a copy of the code as it is now")
-    how.add_argument("--dry-run", action="store_true", help="print the script; nothing is submitted or written")
-    how.add_argument("--wait", action="store_true", help="wait for the end; the exit code is that of the job")
+    add_how(parser)
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +57,16 @@ def add_place(parser: argparse.ArgumentParser) -> None:
         place.add_argument(f"--{flag}", help=f"{flag}, as sbatch takes it; the cluster file's otherwise")
     place.add_argument("--dependency", default="", help="as sbatch takes it: afterok:JOB")
     place.add_argument("--max-requeues", type=int, default=20, help="how often the job may queue itself again (20)")
+
+
+def add_how(parser: argparse.ArgumentParser) -> None:
+    """Declare how jobs are submitted; for every verb that submits."""
+    how = parser.add_argument_group("how")
+    how.add_argument("--parallel", type=int, default=0, help="jobs of an array that run at once (all)")
+    how.add_argument("--through", choices=["submitit", "sbatch"], default="submitit", help="who submits (submitit)")
+    how.add_argument("--snapshot", action="store_true", help="run from a copy of the code as it is now")
+    how.add_argument("--dry-run", action="store_true", help="print the script; nothing is submitted or written")
+    how.add_argument("--wait", action="store_true", help="wait for the end; the exit code is that of the job")
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     runs, base = plan_runs(parsed, cluster, job, steps)
     job = replace(job, array=len(runs) if parsed.seeds or parsed.folds else 0, name=f"bloodcell-{base.name}")
     for each in {base, Path(runs[0].words[3]) if len(runs[0].words) > 3 else base}:
-        _check_place(each, cluster)
+        check_place(each, cluster)
     if parsed.dry_run:
         return _shown(job, runs, base, parsed)
     return _submit(parsed, job, cluster, name, runs, base, steps)
@@ -116,6 +121,7 @@ def describe(parsed: argparse.Namespace, cluster: Cluster) -> JobDescription:
         options=tuple(cluster.options.items()),
         site=tuple(site_lines(cluster, "")),
         srun=srun_options(cluster),
+        boxed=cluster.container is not None and cluster.container.kind == "pyxis",
         program=(*python(cluster, sys.executable), "-m", "jobs.cli"),
     )
 
@@ -147,7 +153,8 @@ def _check(job: JobDescription, cluster: Cluster, parsed: argparse.Namespace) ->
         raise BadInput("this machine is one node with one job", "--cluster local", "use a cluster that runs Slurm")
 
 
-def _check_place(path: Path, cluster: Cluster) -> None:
+def check_place(path: Path, cluster: Cluster) -> None:
+    """Refuse a folder that the nodes do not see; raises BadInput."""
     from jobs.slurm.checks import check_shared
 
     if cluster.launcher == "slurm":
@@ -183,7 +190,7 @@ def plan_runs(
         if "pack" in steps:
             runs.append(_later(parsed, base, {**flags, **own}, place))
         else:
-            runs.append(_resolved(base, recipe, {**flags, **own}, place, cluster, job))
+            runs.append(resolved(base, recipe, {**flags, **own}, place, cluster, job))
     return runs, (path if several and path is not None else runs[0].folder).resolve()
 
 
@@ -197,7 +204,8 @@ def _later(parsed: argparse.Namespace, base: Config, flags: Flat, path: Path | N
     return Run(path.resolve(), (recipe, "--data", flags["data.set"], "--run", str(path.resolve()), *given), None)
 
 
-def _resolved(base: Config, recipe: str, flags: Flat, path: Path | None, cluster: Cluster, job: JobDescription) -> Run:
+def resolved(base: Config, recipe: str, flags: Flat, path: Path | None, cluster: Cluster, job: JobDescription) -> Run:
+    """Return a run whose config is resolved for the nodes that it will run on; raises BadInput as `train` does."""
     from bloodcell.engine.resolve import Machine
     from bloodcell.engine.setup import check
     from bloodcell.ranks import Ranks
@@ -232,7 +240,7 @@ def _submit(
     steps: list[str],
 ) -> tuple[dict[str, Any], list[str]]:
     from bloodcell.runfolder import RunFolder
-    from jobs.slurm.send import private, send, send_local, send_script
+    from jobs.slurm.send import at, private, send, send_local, send_script
     from jobs.slurm.snapshot import snapshot
 
     for each in runs:
@@ -248,6 +256,7 @@ def _submit(
         flags = (str(parsed.images.resolve()), words[0][2], *shlex.split(parsed.pack))
         cores = job.cpus_per_task * job.tasks_per_node
         packing = replace(job, nodes=1, tasks_per_node=1, gpus_per_node=0, cpus_per_task=cores, array=0, name="pack")
+        packing = at(packing, base)
         others["pack"] = send(packing, [flags], logs, "pack")[0]
         job = replace(job, dependency=f"afterok:{others['pack']}")
     if cluster.launcher == "local":
@@ -256,12 +265,11 @@ def _submit(
         ids = (send_script if parsed.through == "sbatch" else send)(job, words, logs)
     if "evaluate" in steps:
         after = replace(job, array=0, dependency=f"afterok:{ids[0].split('_')[0]}", name="evaluate")
+        after = at(after, base)
         folders = [str(each.folder) for each in runs]
         others["evaluate"] = send(after, [folders], logs, "evaluate")[0]
     for each, number in zip(runs, ids, strict=True):
-        private(each.folder / "slurm")
-        note = {"job": number, "cluster": name, "launcher": cluster.launcher, "logs": str(logs)}
-        RunFolder(each.folder).write("slurm/job.json", {**note, "submitted": round(time.time(), 3)})
+        note(each.folder, number, name, cluster.launcher, logs)
     result = {"jobs": ids, **others, "runs": [str(each.folder) for each in runs], "logs": str(logs)}
     lines = [f"job {number}: {each.folder}" for each, number in zip(runs, ids, strict=True)]
     lines += [f"job {number}: {step}" for step, number in others.items()]
@@ -274,3 +282,13 @@ def _submit(
         ends = wait([*ids, *others.values()], cluster.launcher, [each.folder for each in runs])
         return {**result, **ends}, ends.pop("lines")
     return result, lines
+
+
+def note(folder: Path, job: str, cluster: str, launcher: str, logs: Path) -> None:
+    """Leave in a folder which job works on it: `status`, `logs`, `cancel` and `requeue` look there."""
+    from bloodcell.runfolder import RunFolder
+    from jobs.slurm.send import private
+
+    private(folder / "slurm")
+    content = {"job": job, "cluster": cluster, "launcher": launcher, "logs": str(logs)}
+    RunFolder(folder).write("slurm/job.json", {**content, "submitted": round(time.time(), 3)})

@@ -10,7 +10,7 @@ from typing import Any
 
 from bloodcell.config import Flat, override, parse_flags
 from jobs.reproduce.rows import Row, choose, read_rows
-from jobs.reproduce.runs import Task, carry_out
+from jobs.reproduce.runs import Task, carry_out, give_up
 from shards.console import say
 from shards.errors import BadInput
 
@@ -42,28 +42,57 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watts", type=float, metavar="W", help="power while training, for the energy (10 a core, 350 a GPU)"
     )
+    parser.add_argument("--collect", action="store_true", help="train nothing: averages, pools, table of what is there")
     parser.epilog = EPILOG
 
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Train what is missing and write the table; return it and the lines for people."""
-    from jobs.reproduce.quick import draw_sets
     from jobs.sweep.runner import alone
 
+    rows, flags, sets, missing = _prepared(parsed)
+    _make(parsed.out)
+    with alone(parsed.out):
+        rows, sets, tasks = _settled(parsed, rows, flags, sets, missing)
+        if parsed.collect:
+            give_up(tasks)
+        carry_out(tasks, parsed.workers)
+        return _tell(parsed, flags, rows, sets, missing, tasks)
+
+
+def planned(parsed: argparse.Namespace, write: bool) -> list[Task]:
+    """Return the trainings and averages of the reproduction, those that are done as well; `write`: DIR is made."""
+    from jobs.sweep.runner import alone
+
+    rows, flags, sets, missing = _prepared(parsed)
+    if not write:
+        rows = [row for row in rows if row.name not in missing]
+        return _tasks(parsed, flags, rows, sets, dict.fromkeys((row.name for row in rows), ""))
+    _make(parsed.out)
+    with alone(parsed.out):
+        return _settled(parsed, rows, flags, sets, missing)[2]
+
+
+def _prepared(parsed: argparse.Namespace) -> tuple[list[Row], Flat, dict[int, Path], list[str]]:
+    """Return rows, config fields, sets by their number of classes, and the rows that no set is for."""
     rows, flags = choose(parsed.rows), parse_flags(parsed.flags)
     _check(parsed, flags)
     sets = {} if parsed.quick else _sets(parsed.data, parsed.folds)
     missing = [] if parsed.quick else [row.name for row in rows if row.classes not in sets]
     _check_missing(parsed, missing, rows)
-    _make(parsed.out)
-    with alone(parsed.out):
-        rows = [row for row in rows if row.name not in missing]
-        if parsed.quick:
-            sets = draw_sets(parsed.out / "sets", {row.classes for row in rows})
-        weights = _settle(parsed, flags, rows, sets)
-        tasks = _tasks(parsed, flags, rows, sets, weights)
-        carry_out(tasks, parsed.workers)
-        return _tell(parsed, flags, rows, sets, missing, tasks)
+    return rows, flags, sets, missing
+
+
+def _settled(
+    parsed: argparse.Namespace, rows: list[Row], flags: Flat, sets: dict[int, Path], missing: list[str]
+) -> tuple[list[Row], dict[int, Path], list[Task]]:
+    from jobs.reproduce.quick import draw_sets
+
+    rows = [row for row in rows if row.name not in missing]
+    if parsed.quick:
+        sets = draw_sets(parsed.out / "sets", {row.classes for row in rows})
+    weights = _settle(parsed, flags, rows, sets)
+    return rows, sets, _tasks(parsed, flags, rows, sets, weights)
 
 
 def _check(parsed: argparse.Namespace, flags: Flat) -> None:

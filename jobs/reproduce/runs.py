@@ -80,10 +80,10 @@ class Task:
 
 def carry_out(tasks: list[Task], workers: int) -> None:
     """Run what is not done, `workers` processes at once; a task whose members failed, fails. Each notes why."""
-    waiting = [task for task in tasks if not task.done]
+    waiting = [task for task in tasks if not task.done and not task.failed]
     running: list[tuple[Task, subprocess.Popen, float]] = []
     if len(waiting) < len(tasks):
-        say(f"{len(tasks) - len(waiting)} of {len(tasks)} runs are done already")
+        say(f"{sum(task.done for task in tasks)} of {len(tasks)} runs are done already")
     try:
         while waiting or running:
             for task in [task for task in waiting if len(running) < workers and _ready(task, tasks)]:
@@ -104,6 +104,15 @@ def carry_out(tasks: list[Task], workers: int) -> None:
         for _, process, _ in running:
             process.kill()
             process.wait()
+
+
+def give_up(tasks: list[Task]) -> None:
+    """Let trainings that did not come to their end fail, and say why: they were jobs of their own."""
+    for task in tasks:
+        for run in task.runs if not task.members else []:
+            status = read(run / "status.json")
+            if status.get("state") != "done":
+                task.failed = str((status.get("outcome") or {}).get("what") or "it did not come to its end")
 
 
 def _ready(task: Task, tasks: list[Task]) -> bool:

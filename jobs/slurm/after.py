@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.slurm import ends
 from shards.console import say
-from shards.errors import EnvironmentFault, Stopped
+from shards.errors import CheckFailed, EnvironmentFault, Stopped
 
 IDLE = 3
 """Starts that may fail one after another without a step of progress: a fourth would only fail again."""
@@ -28,18 +28,19 @@ class Decision:
     why: str
 
 
-def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int) -> Decision:
+def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int, told: bool = True) -> Decision:
     """Decide what becomes of a job whose training has ended.
 
     Args:
-        code: exit code of training; above 128 for a death by signal (code - 128).
-        step: training steps that are done.
+        code: exit code of the verb; above 128 for a death by signal (code - 128).
+        step: training steps that are done, or another measure of progress.
         history: earlier decisions of this run: {"code", "step", "again"}.
         limit: how often the run may be queued again.
+        told: whether the program itself said why it ended; a library that ends the process does not.
     """
     if code == 0:
         return Decision(False, 0, "finished")
-    killed = code > 128
+    killed = code > 128 or (code == CheckFailed.code and not told)
     if code not in (Stopped.code, EnvironmentFault.code) and not killed:
         return Decision(False, code, f"code {code}: starting again will not help")
     again = [record for record in history if record.get("again")]
@@ -49,30 +50,33 @@ def decide(code: int, step: int, history: Sequence[dict[str, Any]], limit: int) 
     if code != Stopped.code and len(idle) == IDLE - 1 and all(idle):
         return Decision(False, code, f"{IDLE} starts failed at step {step} without going on")
     why = {Stopped.code: "stopped by a signal after saving", EnvironmentFault.code: "the environment failed"}
-    return Decision(True, code, why.get(code, f"killed by signal {code - 128}"))
+    silent = f"killed by signal {code - 128}" if code > 128 else f"ended with code {code} without a word"
+    return Decision(True, code, why.get(code, silent))
 
 
-def after(code: int, run: Path) -> int:
-    """Decide, write it down, and queue this job again if that is due; return the exit code of the job."""
+def after(code: int, run: Path) -> tuple[int, bool]:
+    """Decide and write it down; return the exit code of the job and whether its script shall queue it again."""
     from bloodcell.runfolder import RunFolder
 
     here = ends.place()
     status = RunFolder(run).read("status.json") or {}
     told = (ends.explain(run, here) or _outcome(status, here)) if code else None
     code = told["code"] if told else code
-    step = int(status.get("step", 0))
+    step = int(status.get("step", 0)) or _lines(run / "journal.jsonl")
     history = [r for r in ends.read(run / "slurm" / "requeues.jsonl") if not here or r.get("job") == here["job"]]
-    decision = decide(code, step, history, int(os.environ.get("BLOODCELL_MAX_REQUEUES", "20")))
+    decision = decide(code, step, history, int(os.environ.get("BLOODCELL_MAX_REQUEUES", "20")), bool(told))
     again = decision.again and bool(here) and may_requeue(here["job"])
     if code and run.is_dir():
         record = {**here, "code": code, "step": step, "again": again, "why": decision.why}
         ends.append(run / "slurm" / "requeues.jsonl", record)
     what = f" ({told['what']})" if told else ""
     say(f"job {here.get('job', '')}: {decision.why}{what}" + (", queued again" if again else ""))
-    if again:
-        subprocess.run(["scontrol", "requeue", str(here["job"])], check=False)
-        time.sleep(120)  # the requeue ends this script
-    return decision.code
+    return decision.code, again
+
+
+def _lines(journal: Path) -> int:
+    """Return how far a sweep has come: each step is a line of its journal."""
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
 
 
 def _outcome(status: dict[str, Any], here: dict[str, Any]) -> dict[str, Any] | None:
@@ -83,7 +87,12 @@ def _outcome(status: dict[str, Any], here: dict[str, Any]) -> dict[str, Any] | N
 
 
 def may_requeue(job: int) -> bool:
-    """Whether Slurm still runs the job and lets it be requeued: what somebody cancels stays cancelled."""
+    """Whether Slurm still runs the job and lets it be requeued: what somebody cancels stays cancelled.
+
+    In a container without Slurm's commands nobody knows; there, Slurm refuses steps of a job that was cancelled.
+    """
+    if not shutil.which("scontrol"):
+        return True
     shown = subprocess.run(["scontrol", "show", "job", "-o", str(job)], capture_output=True, text=True, check=False)
     state = re.search(r"\bJobState=(\w+)", shown.stdout)
     return state is not None and state.group(1) == "RUNNING" and "Requeue=0" not in shown.stdout.split()

@@ -79,9 +79,15 @@ def all_jobs() -> dict[str, dict[str, str]]:
     for line in slurm("scontrol", "show", "job", "-o").splitlines():
         if (known := facts(line)).get("JobId"):
             found[known["JobId"]] = known
-            if "ArrayTaskId" in known:
-                found[f"{known['ArrayJobId']}_{known['ArrayTaskId']}"] = known
+            for task in tasks(known.get("ArrayTaskId", "")):
+                found[f"{known['ArrayJobId']}_{task}"] = known
     return found
+
+
+def tasks(text: str) -> list[int]:
+    """Return the numbers that an ArrayTaskId names: 3, or those that still wait together: 0-2,5%4."""
+    ranges = re.findall(r"(\d+)(?:-(\d+))?", text.partition("%")[0])
+    return [number for first, last in ranges for number in range(int(first), int(last or first) + 1)]
 
 
 def facts(line: str) -> dict[str, str]:

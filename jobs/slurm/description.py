@@ -26,6 +26,7 @@ class JobDescription:
         options: further sbatch options, name to value.
         site: shell lines before anything is started: modules, environment.
         srun: further options of srun, such as those of a container.
+        boxed: whether only srun leads into the container that the program needs (Pyxis).
         program: how the `bloodcell` command is started on a node.
     """
 
@@ -48,6 +49,7 @@ class JobDescription:
     options: tuple[tuple[str, str], ...] = ()
     site: tuple[str, ...] = ()
     srun: tuple[str, ...] = ()
+    boxed: bool = False
     program: tuple[str, ...] = ("bloodcell",)
 
     @property

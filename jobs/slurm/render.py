@@ -13,6 +13,9 @@ from jobs.slurm.description import JobDescription, directives
 SLURM = Path(__file__).resolve().parents[2] / "slurm"
 """Scripts, cluster files and the development cluster; beside the packages, in a checkout and in an installed wheel."""
 
+ONE_TASK = 'srun --overlap --nodes=1 --ntasks=1 --ntasks-per-node=1 "${SRUN[@]}"'
+"""How the script starts one command where only srun leads into the container."""
+
 MARK = "# ---- the same in every job ----"
 
 
@@ -29,12 +32,13 @@ def head(job: JobDescription, arguments: Sequence[Sequence[str]]) -> list[str]:
 
     Args:
         job: its description.
-        arguments: of `bloodcell train`, for each job of the array (or for the one job).
+        arguments: of the verb, for each job of the array (or for the one job).
     """
     lines = [
         *job.site,
         f"BLOODCELL=({shlex.join(job.program)})",
         f"SRUN=({shlex.join(job.srun)})",
+        f"HERE=({ONE_TASK if job.boxed else ''})",
         f"export BLOODCELL_SIGNAL_LEAD={job.signal_lead} BLOODCELL_MAX_REQUEUES={job.max_requeues}",
     ]
     if job.array:
@@ -43,13 +47,14 @@ def head(job: JobDescription, arguments: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, f"set -- {shlex.join(arguments[0])}"]
 
 
-def sbatch_script(job: JobDescription, arguments: Sequence[Sequence[str]], logs: Path) -> str:
+def sbatch_script(job: JobDescription, arguments: Sequence[Sequence[str]], logs: Path, verb: str = "train") -> str:
     """Return the whole script for sbatch: train.sbatch with this job's options and lines in place of its own.
 
     Args:
         job: its description.
         arguments: see `head`.
         logs: folder for one log of each rank.
+        verb: of the `bloodcell` command.
     """
     before, after = common()
     number = "%A_%a" if job.array else "%j"
@@ -57,7 +62,7 @@ def sbatch_script(job: JobDescription, arguments: Sequence[Sequence[str]], logs:
     asked = [f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "") for name, value in options.items()]
     ranks = shlex.quote(f"{logs}/{number}_%t_log.out")
     start = f'srun --unbuffered --output={ranks} --kill-on-bad-exit=1 --cpus-per-task="$SRUN_CPUS_PER_TASK"'
-    command = f'{start} "${{SRUN[@]}}" "${{BLOODCELL[@]}}" train "$@"'
+    command = f'{start} "${{SRUN[@]}}" "${{BLOODCELL[@]}}" {verb} "$@"'
     return "\n".join(["#!/bin/bash", *asked, "", *head(job, arguments), "", *before, command, *after, ""])
 
 

@@ -7,8 +7,8 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jobs.slurm.control import scrubbed, slurm
 from jobs.slurm.description import JobDescription
@@ -24,7 +24,7 @@ def submitit_text(job: JobDescription, words: Sequence[Sequence[str]], folder: P
 
     count = {"map_count": job.array} if job.array else {}
     command = f"{_python(job)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return str(_make_sbatch_string(command=command, folder=folder, **_parameters(job, words, verb), **count))
+    return str(_make_sbatch_string(command=command, folder=folder, **submitit_parameters(job, words), **count))
 
 
 def send(job: JobDescription, words: Sequence[Sequence[str]], folder: Path, verb: str = "train") -> list[str]:
@@ -47,7 +47,7 @@ def send(job: JobDescription, words: Sequence[Sequence[str]], folder: Path, verb
     calls = [Job((verb, *each)) for each in words]
     with scrubbed():
         executor = SlurmExecutor(folder, max_num_timeout=job.max_requeues, python=_python(job))
-        executor.update_parameters(**_parameters(job, words, verb))
+        executor.update_parameters(**submitit_parameters(job, words))
         try:
             sent = executor.submit_array(calls) if job.array else [executor.submit(calls[0])]
         except (FailedJobError, FailedSubmissionError) as error:
@@ -55,12 +55,12 @@ def send(job: JobDescription, words: Sequence[Sequence[str]], folder: Path, verb
     return [str(one.job_id) for one in sent]
 
 
-def send_script(job: JobDescription, words: Sequence[Sequence[str]], folder: Path) -> list[str]:
+def send_script(job: JobDescription, words: Sequence[Sequence[str]], folder: Path, verb: str = "train") -> list[str]:
     """Submit the sbatch rendering; return what `send` returns. The script is kept as FOLDER/job.sbatch."""
     private(folder)
     script = folder / "job.sbatch"
     with open_atomic(script, "w") as file:
-        file.write(sbatch_script(job, words, folder))
+        file.write(sbatch_script(job, words, folder, verb))
     try:
         number = slurm("sbatch", "--parsable", str(script)).strip().split(";")[0]
     except EnvironmentFault as problem:
@@ -101,7 +101,6 @@ def _python(job: JobDescription) -> str:
     return shlex.join(words)
 
 
-def _parameters(job: JobDescription, words: Sequence[Sequence[str]], verb: str) -> dict[str, Any]:
-    """Only training is queued again by its own script: for other verbs nothing decides on that."""
-    found = submitit_parameters(job, words)
-    return found if verb == "train" else {**found, "teardown": []}
+def at(job: JobDescription, place: Path) -> JobDescription:
+    """Return a job of another verb than train, with the folder that takes what its script decides when it ends."""
+    return replace(job, site=(*job.site, f"export BLOODCELL_PLACE={shlex.quote(str(place))}"))

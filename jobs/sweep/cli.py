@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from bloodcell.config import Config, decode, encode, leaves, override, parse_flags
+from bloodcell.config import Config, decode, override, parse_flags
 from jobs.sweep.settings import METHODS, OBJECTIVES, Settings, read_settings
+from jobs.sweep.stored import check_empty, make, settle
 from jobs.train import find_recipe, recipe_file
 from shards.console import say
 from shards.errors import BadInput, CheckFailed
 
 TAKES_CONFIG = True
-SCHEMA = "bloodcell/sweep/1"
 EPILOG = """\
 The recipe says in its table [sweep] what is searched (its other tables are what all trials share; --SECTION.KEY VALUE
 changes them, as for train):
@@ -33,14 +34,21 @@ A trial is `train` with the whole plan of `epochs`; at a pause it has saved and 
 goes on as if it had never paused: the learning rate does not depend on the pauses, and the winner is what `train` makes
 of best.toml. Killed and started again, the same command goes on; more --trials may be asked for later.
 
+On Slurm: `bloodcell submit sweep RECIPE --data SET --out DIR --cluster NAME --jobs N` is an array of N workers, each of
+them `bloodcell sweep --out DIR --join`, which may be started by hand too. What a worker had that is preempted or dies
+is given to the others, and goes on from its checkpoint; no trial is trained twice to its end.
+
 DIR holds trials/0007 (a run folder), .toml, .log; journal.jsonl (what was done), sweep.json, best.toml, report.html.
 
---json: {out, objective, method, trials, finished, paused, failed, best: {trial, value, values, run}, recipe, report}"""
+--json: {out, objective, method, trials, finished, paused, failed, best: {trial, value, values, run}, recipe, report};
+of a worker that leaves before the end: {out, left: true}"""
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of sweep."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a .toml file or the name of one, with a table [sweep]")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="a .toml file or the name of one, with a table [sweep]"
+    )
     parser.add_argument("--data", type=Path, metavar="SET", help="shard set")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where everything goes")
     parser.add_argument("--trials", type=int, metavar="N", help="how many settings are tried (sweep.trials)")
@@ -49,6 +57,12 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of a trial that is not paused (sweep.epochs)")
     parser.add_argument("--seed", type=int, metavar="N", help="of the draws (sweep.seed)")
     parser.add_argument("--workers", type=int, default=1, metavar="W", help="trials at once, sharing cores or GPUs (1)")
+    parser.add_argument(
+        "--join", action="store_true", help="take part in the sweep that DIR holds: its workers share DIR, nothing else"
+    )
+    parser.add_argument(
+        "--silence", type=float, default=60.0, metavar="S", help="seconds without a sign until a worker is dead (60)"
+    )
     parser.epilog = EPILOG
 
 
@@ -56,15 +70,32 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     """Search; return the result and the lines for people."""
     from jobs.sweep.runner import alone
 
+    if parsed.recipe is None:
+        return _join(parsed)
+    base, settings, data, fingerprint = asked(parsed)
+    if parsed.join:
+        raise BadInput("whoever joins takes what the sweep was begun with", "--join", "leave RECIPE out")
+    make(parsed.out)
+    with alone(parsed.out):
+        threads = settle(parsed.out, base, settings, data, fingerprint, cores_of(parsed.workers))
+        return _search(parsed, base, settings, data, threads)
+
+
+def asked(parsed: argparse.Namespace) -> tuple[Config, Settings, Path, str]:
+    """Return what all trials share, what is searched, the set and its fingerprint; raises BadInput."""
     base, settings = _asked(parsed)
     data, fingerprint = _set(parsed, base)
     if parsed.workers < 1:
         raise BadInput(f"--workers {parsed.workers} will not do", "command line", "give 1 or more")
-    _make(parsed.out)
-    with alone(parsed.out):
-        base = override(base, {"data.set": ""})
-        threads = _settle(parsed, base, settings, fingerprint)
-        return _search(parsed, base, settings, data, threads)
+    check_empty(parsed.out)
+    return override(base, {"data.set": ""}), settings, data.resolve(), fingerprint
+
+
+def cores_of(workers: int) -> int:
+    """Return how many threads each of several trials at once has."""
+    from shards.parallel import available_cores
+
+    return max(1, available_cores() // workers)
 
 
 def _asked(parsed: argparse.Namespace) -> tuple[Config, Settings]:
@@ -99,69 +130,39 @@ def _set(parsed: argparse.Namespace, base: Config) -> tuple[Path, str]:
     return data, read_dataset(data).fingerprint
 
 
-def _make(folder: Path) -> None:
-    from shards.atomic import disk_errors
-
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / n).exists() for n in ("sweep.json", ".lock")):
-        raise BadInput("something else lies where the sweep shall go", folder, "choose another --out")
-    try:
-        with disk_errors(folder):
-            (folder / "trials").mkdir(parents=True, exist_ok=True)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise BadInput(f"nothing can be written: {error.strerror}", folder, "choose another --out") from error
-
-
-def _settle(parsed: argparse.Namespace, base: Config, settings: Settings, fingerprint: str) -> int:
-    """Write sweep.json; return the threads of a trial, as an earlier start of the sweep had them.
-
-    Raises:
-        BadInput: DIR belongs to another sweep; the difference is in the message.
-    """
-    from shards.atomic import write_json
-    from shards.parallel import available_cores
+def _join(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Take part in the sweep that DIR holds, or go on with it alone."""
+    from bloodcell.engine.preemption import Listener, started
+    from jobs.sweep.runner import alone
+    from jobs.sweep.settings import settings_of
 
     file = parsed.out / "sweep.json"
-    wanted = {"schema": SCHEMA, "fingerprint": fingerprint, "sweep": settings.plain(), "base": encode(base)}
-    threads = max(1, available_cores() // parsed.workers)
-    if file.exists():
-        try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            threads = int(stored.pop("threads"))
-            _check_same(stored, wanted, settings, parsed.out)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise BadInput(f"sweep.json cannot be read: {error}", file, "restore it or choose another --out") from error
-    write_json(file, {**wanted, "threads": threads})
-    return threads
-
-
-def _check_same(stored: dict[str, Any], wanted: dict[str, Any], settings: Settings, folder: Path) -> None:
-    if stored["fingerprint"] != wanted["fingerprint"]:
-        raise BadInput("the sweep was started on another set", folder, "choose another --out or that set")
-    there, here = dict(_flat(stored["sweep"])), dict(_flat(wanted["sweep"]))
-    grows = settings.method != "hyperband" and here["sweep.trials"] >= there["sweep.trials"]
-    old, new = (dict(leaves(decode(value["base"], folder))) for value in (stored, wanted))
-    changed = {
-        key: (a.get(key), b.get(key))
-        for a, b in ((there, here), (old, new))
-        for key in {**a, **b}
-        if a.get(key) != b.get(key) and not (key == "sweep.trials" and grows)
-    }
-    if changed:
-        said = "; ".join(f"{key}: {a!r} there, {b!r} here" for key, (a, b) in changed.items())
-        raise BadInput(f"another sweep was started here ({said})", folder, "choose another --out, or drop the change")
-
-
-def _flat(sweep: dict[str, Any]) -> list[tuple[str, Any]]:
-    space = [(f"sweep.space {key}", value) for key, value in sweep["space"].items()]
-    return [(f"sweep.{key}", value) for key, value in sweep.items() if key != "space"] + space
+    more = [
+        f"--{name}" for name in ("trials", "method", "objective", "epochs", "seed") if getattr(parsed, name) is not None
+    ]
+    more += parsed.flags
+    if more or not file.exists():
+        what = f"{more[0]} changes a sweep that is under way" if more else "no sweep was begun here"
+        raise BadInput(what, parsed.out, "name its RECIPE and --data SET, as at its start")
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    settings, base = settings_of(stored["sweep"], file), decode(stored["base"], file)
+    data = parsed.data or Path(stored["data"])
+    if parsed.join:
+        with Listener(), alone(parsed.out, shared=True):
+            started()
+            return _search(parsed, base, settings, data, int(stored["threads"]))
+    with alone(parsed.out):
+        return _search(parsed, base, settings, data, int(stored["threads"]))
 
 
 def _search(
     parsed: argparse.Namespace, base: Config, settings: Settings, data: Path, threads: int
 ) -> tuple[dict[str, Any], list[str]]:
+    from jobs.sweep.leases import Leases, worker_name
     from jobs.sweep.runner import Runner
     from jobs.sweep.show import Board
     from jobs.sweep.trials import Journal
+    from jobs.sweep.worker import Worker
 
     journal = Journal(parsed.out)
     if journal.trials:
@@ -171,13 +172,19 @@ def _search(
     flags += [] if base.tracking.group else ["--tracking.group", parsed.out.name]
     devices = _devices(base)
     runner = Runner(parsed.out, data, base, settings, journal, parsed.workers, devices, flags, lambda _: None)
+    leases = Leases(parsed.out, worker_name(), parsed.silence)
     try:
         with Board(settings, journal, runner.run_folder) as board:
             runner.changed = board.update
-            runner.run()
+            if not parsed.join:
+                runner.run()
+            elif not Worker(runner, leases, board.follow).run():
+                said = "nothing is left for this worker; another one waits in case those that train die"
+                return {"out": str(parsed.out), "left": True}, [said]
     finally:
-        journal.close()
-    return _finish(runner)
+        runner.journal.close()
+    with leases.turn() if parsed.join else nullcontext():  # whoever comes last writes it last: all write the same
+        return _finish(runner)
 
 
 def _devices(base: Config) -> list[str]:

@@ -19,6 +19,7 @@ from typing import IO, Any
 from bloodcell.config import Config, override
 from bloodcell.runfolder import STOP_FILE
 from jobs.launch import bloodcell
+from jobs.slurm.control import without_job
 from jobs.sweep.draws import values
 from jobs.sweep.recipe import write_recipe
 from jobs.sweep.schedulers import following
@@ -100,17 +101,23 @@ class Runner:
             if due is None:
                 return
             number, epochs = due
-            known = self.journal.trials
-            drawn = known[number].values if number < len(known) else values(self.settings, number, known)
-            self.journal.send(number, epochs, drawn)
-            if self._read(number, epochs):
-                continue  # its process had come to the end, and the sweep was killed before it was noted
+            if not self.send(number, epochs):
+                continue
             taken = {trial.slot for trial in running.values()}
             slot = min(set(range(self.workers)) - taken)
-            running[number] = Running(self._start(number, epochs, slot), epochs, slot)
+            running[number] = Running(self.launch(number, epochs, slot), epochs, slot)
             self.changed(set(running))
 
-    def _start(self, number: int, epochs: int, slot: int) -> subprocess.Popen:
+    def send(self, number: int, epochs: int) -> bool:
+        """Note that a trial is to train up to `epochs`; return whether it has to be started for that."""
+        known = self.journal.trials
+        drawn = known[number].values if number < len(known) else values(self.settings, number, known)
+        self.journal.send(number, epochs, drawn)
+        # Its process may have come to the end, and the sweep was killed before that was noted.
+        return not self._read(number, epochs)
+
+    def launch(self, number: int, epochs: int, slot: int) -> subprocess.Popen:
+        """Start the process of a trial; `slot` chooses its GPU."""
         run = self.run_folder(number)
         run.mkdir(parents=True, exist_ok=True)
         recipe, log = run.with_suffix(".toml"), run.with_suffix(".log")
@@ -121,7 +128,7 @@ class Runner:
                 file.write(f"{epochs}\n")
         else:
             (run / STOP_FILE).unlink(missing_ok=True)
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        environment = {"OMP_NUM_THREADS": "1", **without_job(os.environ)}  # a trial is no rank of a job around us
         if self.devices:
             environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot % len(self.devices)]
         command = bloodcell("train", str(recipe), "--data", str(self.data), "--run", str(run), *self.flags)
@@ -135,7 +142,7 @@ class Runner:
             ended = [number for number, trial in running.items() if trial.process.poll() is not None]
             for number in ended:
                 trial = running.pop(number)
-                self._ended(number, trial)
+                self.take_in(number, trial)
             if ended:
                 self.changed(set(running))
                 return
@@ -144,7 +151,8 @@ class Runner:
                 self.changed(set(running))
             time.sleep(POLL_SECONDS)
 
-    def _ended(self, number: int, trial: Running) -> None:
+    def take_in(self, number: int, trial: Running) -> None:
+        """Note what a trial whose process has ended reached; raises as `run`."""
         code = trial.process.returncode
         if code in (0, Stopped.code):
             self._came_through(number, trial.epochs)
@@ -203,13 +211,13 @@ def start(command: list[str], output: IO[bytes], environment: dict[str, str]) ->
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from carrying out the same sweep; raises BadInput if one does."""
+def alone(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Keep other processes from carrying out the same sweep, but for `shared` ones; raises BadInput if one does."""
     import fcntl
 
     with open(folder / ".lock", "a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             raise BadInput("another process is at work here", folder, "wait for it, or choose another --out") from None
         yield

@@ -74,6 +74,11 @@ def read_settings(path: Path) -> Settings | None:
     where = f"[{SWEEP}] of {path}"
     if not isinstance(table, dict):
         raise BadInput(f"{SWEEP} is not a table", path, f"write its keys below [{SWEEP}]")
+    return settings_of(table, where)
+
+
+def settings_of(table: dict[str, Any], where: object) -> Settings:
+    """Return the settings of a `[sweep]` table, or of what `Settings.plain` returned; raises BadInput."""
     known = ["space", "objective", "method", *LEAST]
     for key in table:
         if key not in known:

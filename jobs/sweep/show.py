@@ -42,6 +42,10 @@ class Board:
             self._live.update(self._table(set()), refresh=True)
             self._live.stop()
 
+    def follow(self, journal: Journal) -> None:
+        """Show what another reading of the journal holds from now on."""
+        self.journal = journal
+
     def update(self, running: set[int]) -> None:
         """Show how things stand; `running`: the trials that train now."""
         if self._live:

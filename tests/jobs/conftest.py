@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from jobs.cli import VERBS, Parser
 
 SMALL_NET = """
 from torch import nn
@@ -31,6 +35,16 @@ def verb(name: str, *arguments: object) -> dict[str, Any]:
     from jobs.cli import run_verb
 
     return run_verb(name, [str(argument) for argument in arguments])[0]
+
+
+def parsed(name: str, *arguments: object) -> argparse.Namespace:
+    """Return the parsed arguments of a verb that takes config fields."""
+    module = importlib.import_module(VERBS[name][0])
+    parser = Parser()
+    module.add_arguments(name, parser)
+    given, flags = parser.parse_known_args([str(argument) for argument in arguments])
+    given.flags = flags
+    return given
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ import pytest
 
 from jobs.slurm.after import decide
 from jobs.slurm.cluster import Cluster, Container, find_cluster, minutes, python, read_cluster, site_lines, srun_options
-from jobs.slurm.control import without_job
+from jobs.slurm.control import tasks, without_job
 from jobs.slurm.description import JobDescription
-from jobs.slurm.render import SLURM, sbatch_script
+from jobs.slurm.render import ONE_TASK, SLURM, sbatch_script
 from jobs.slurm.send import submitit_text
 from shards.errors import BadInput
 
@@ -120,6 +120,7 @@ def test_an_outer_job_is_not_inherited() -> None:
 )
 def test_which_codes_are_queued_again(code: int, again: bool) -> None:
     assert decide(code, 10, [], 20).again is again
+    assert decide(code, 10, [], 20, told=False).again is (again or code == 1), "a library ended it"
 
 
 def test_the_queue_is_not_flooded() -> None:
@@ -166,11 +167,37 @@ def test_what_a_site_needs() -> None:
     assert srun_options(Cluster(container=box)) == ("--container-image=r#i", "--container-mounts=/data:/data")
 
 
+@pytest.mark.parametrize("kind", ["apptainer", "pyxis"])
+def test_both_renderings_run_in_the_container(kind: str) -> None:
+    cluster = Cluster(container=Container(kind=kind, image="i.sif", mounts=("/data:/data",)))  # type: ignore[arg-type]
+    program, boxed = (*python(cluster, "/env/python"), "-m", "jobs.cli"), kind == "pyxis"
+    job = JobDescription(name="run", gpus_per_node=1, program=program, srun=srun_options(cluster), boxed=boxed)
+    ours, theirs = (render(job, WORDS, Path("/shared/run/slurm")) for render in (sbatch_script, submitit_text))
+    for script in (ours, theirs):
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        assert f"BLOODCELL=({shlex.join(program)})" in script
+        assert f"HERE=({ONE_TASK if boxed else ''})" in script
+        assert '"${HERE[@]}" "${BLOODCELL[@]}" requeue --after' in script
+        assert "scontrol requeue" in script, "outside of the container, where Slurm's commands are"
+    line = next(line for line in theirs.splitlines() if "submitit.core._submit" in line)
+    if boxed:
+        assert "SRUN=(--container-image=i.sif --container-mounts=/data:/data)" in ours
+        assert "--container-image=i.sif --container-mounts=/data:/data python -u -m submitit" in line.replace("'", "")
+    else:
+        assert "apptainer exec --nv --bind=/data:/data i.sif python -u -m submitit.core._submit" in line
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"), [("90", 90), ("1:30", 1), ("08:00:00", 480), ("1-0", 1440), ("1-2:30", 1590), ("2-0:0:0", 2880)]
 )
 def test_time_limits(text: str, wanted: int) -> None:
     assert minutes(text, "--time") == wanted
+
+
+def test_tasks_of_an_array_that_wait_together() -> None:
+    assert tasks("3") == [3]
+    assert tasks("0-2,5%4") == [0, 1, 2, 5]
+    assert tasks("") == []
 
 
 def test_no_time_limit() -> None:

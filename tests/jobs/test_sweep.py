@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from safetensors.numpy import load_file
 
 from bloodcell.config import override
 from jobs.sweep import draws
-from jobs.sweep.cli import _settle
 from jobs.sweep.settings import read_settings
+from jobs.sweep.stored import settle
 from jobs.train import find_recipe
 from shards.errors import BadInput, EnvironmentFault
 from shards.format import read_dataset
@@ -180,10 +179,9 @@ def test_a_folder_belongs_to_one_sweep(recipe: Path, small_set: Path, fold_set: 
     settings = read_settings(recipe)
     assert settings is not None
     config = override(find_recipe(str(recipe))[0], {"train.epochs": 3, "train.monitor": "val/macro_recall"})
-    given = Namespace(out=out, workers=1)
     for more in (0, 5):  # a second start, and a longer one, are the same sweep
         wanted = settings.changed("", trials=3 + more)
-        _settle(given, config, wanted, read_dataset(small_set).fingerprint)
+        settle(out, config, wanted, small_set, read_dataset(small_set).fingerprint, 1)
     for change, said in (
         (("--optim.warmup", 0.5), "optim.warmup: 0.1 there, 0.5 here"),
         (("--method", "random"), "sweep.method: 'asha' there, 'random' here"),

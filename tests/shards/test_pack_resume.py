@@ -122,6 +122,21 @@ def test_killed_after_its_last_rename_a_set_is_whole_and_its_remains_go(drawn: P
     assert hashes(target) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_asked_to_stop_it_says_that_it_can_go_on(
+    drawn: Path, undisturbed: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    """Slurm signals all processes of a job: the helpers die of it."""
+    target, log = tmp_path / "set", tmp_path / "log"
+    with started("pack", drawn, target, *FLAGS, "--workers", 2, log=log) as process:
+        wait(lambda: (tmp_path / "set.partial" / "work").exists() or process.poll() is not None)
+        os.killpg(process.pid, number)
+        assert process.wait() == 85, log.read_text()
+    assert f"stopped by {number.name}" in log.read_text()
+    assert bloodcell("pack", drawn, target, *FLAGS).code == 0
+    assert hashes(target) == undisturbed
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_while_writing_the_finished_shards_are_not_written_again(
     drawn: Path, undisturbed: dict[str, str], tmp_path: Path, workers: int

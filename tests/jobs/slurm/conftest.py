@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -66,6 +67,14 @@ def dev_cluster() -> Iterator[DevCluster]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+@pytest.fixture(autouse=True)
+def nothing_left() -> Iterator[None]:
+    """Cancel what a test that failed left in the queue: the next one would wait for it."""
+    yield
+    if "SLURM_CONF" in os.environ:
+        subprocess.run(["scancel", "--user", getpass.getuser()], check=False)
 
 
 def submit(*words: object) -> dict[str, Any]:

@@ -37,6 +37,22 @@ def test_no_slurm_here(small_set: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "run").exists()
 
 
+def test_arrays_that_cannot_be(drawn: Path, small_set: Path, tmp_path: Path) -> None:
+    place = ("--cluster", "dev", "--dry-run")
+    pack, sweep = ("pack", drawn, tmp_path / "new"), ("sweep", "--data", small_set, "--out", tmp_path / "sweep")
+    assert "no cluster is named" in refused(*pack)
+    assert "this machine is one node with one job" in refused(*pack, "--cluster", "local")
+    assert "one or more jobs, each on one node" in refused(*pack, *place, "--jobs", 0)
+    assert "one or more jobs, each on one node" in refused(*pack, *place, "--nodes", 2)
+    assert "there are no images" in refused("pack", tmp_path / "none", tmp_path / "new", *place)
+    assert "the set exists already" in refused("pack", drawn, small_set, *place)
+    assert "unknown argument '--sedd'" in refused(*pack, *place, "--sedd", 3)
+    assert "no recipe is named" in refused(*sweep, *place)
+    assert "no table [sweep]" in refused(*sweep, *place, "cnn5")
+    assert "draws its sets first" in refused("reproduce", "--quick", "--out", tmp_path / "table", *place)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slurm
 def test_what_the_cluster_does_not_have(small_set: Path, tmp_path: Path, dev_cluster: DevCluster) -> None:
     run = tmp_path / "run"
@@ -76,6 +92,26 @@ def test_a_dry_run_writes_nothing(small_set: Path, tmp_path: Path) -> None:
     assert f"set -- --run {tmp_path / 'run'}" in lines
     assert told["runs"] == [str(tmp_path / "run")]
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_runs_of_arrays(drawn: Path, small_set: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "searched.toml"
+    recipe.write_text('[sweep]\n[sweep.space]\n"optim.lr" = {low=1e-4, high=1e-1}\n')
+    for how in ("submitit", "sbatch"):
+        place = ("--cluster", "dev", "--dry-run", "--through", how)
+        words = ("sweep", recipe, "--data", small_set, "--out", tmp_path / "sweep", "--jobs", 3, *place)
+        told = run_verb("submit", [str(word) for word in words])[0]["script"]
+        assert "--array=0-2%3" in told
+        assert told.count(f"set -- --out {tmp_path / 'sweep'} --join ;;") == 3
+        assert f"export BLOODCELL_PLACE={tmp_path / 'sweep'}" in told
+        assert "--gpus-per-node=1" in told, "a GPU for each worker"
+        words = ("pack", drawn, tmp_path / "new", "--table", drawn / "truth.csv", "--no-near", "--jobs", 2, *place)
+        told, lines = run_verb("submit", [str(word) for word in words])
+        part = f"{drawn} {tmp_path / 'new'} --table {drawn / 'truth.csv'} --no-near --part 2/2"
+        assert f"1) set -- {part} ;;" in told["script"]
+        assert "gpus" not in told["script"]
+        assert lines[-1] == f"# then, afterok: bloodcell merge {tmp_path / 'new'}"
+    assert [path.name for path in tmp_path.iterdir()] == ["searched.toml"]
 
 
 def test_this_machine_without_slurm(small_set: Path, tmp_path: Path) -> None:
