@@ -16,8 +16,9 @@ from shards.atomic import open_atomic
 from shards.errors import BadInput
 from shards.images import IMAGE_SUFFIXES, UnusableImageError
 from shards.parallel import chunked
-from shards.sources.items import as_text, walk
+from shards.sources.items import as_text
 from shards.sources.table import PATH_COLUMNS, read_table
+from shards.sources.walk import files_below
 
 CHUNK = 2048
 """Images in a chunk: what is predicted, written and taken up again as one."""
@@ -116,7 +117,7 @@ class _Lister:
     def folder(self, root: Path) -> Iterator[Entry]:
         """Yield the files below a folder that are named like images, sorted."""
         around = self.own.is_relative_to(root.resolve())
-        for path, _ in walk(root):
+        for path, _ in files_below(root):
             if around and path.parent.resolve() == self.own:
                 continue
             if path.suffix.lower() in IMAGE_SUFFIXES:

@@ -20,7 +20,12 @@ def walk(root: Path) -> Items:
     Raises:
         BadInput: no such folder, not a folder, or one that cannot be read.
     """
-    return Items.of(Item(path, source, "", "") for path, source in _walk(root, root, set())).by_source()
+    return Items.of(Item(path, source, "", "") for path, source in files_below(root)).by_source()
+
+
+def files_below(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield (path, path below root) of every file as `walk` finds them, those of each folder in the order of names."""
+    return _walk(root, root, set())
 
 
 def images_among(files: Items) -> Items:
