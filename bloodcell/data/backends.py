@@ -38,7 +38,7 @@ def choose_backend(wanted: str, policy: Policy, device: str, elsewhere: bool = F
 def describe_backend(backend: str, policy: Policy, device: str, threads: int) -> str:
     """Return in words who prepares the images, and why that is the better one."""
     if backend == "cpu":
-        why = "its operations take less time than DALI's on a CPU" if device == "cpu" else "asked for"
+        why = "there is no GPU" if device == "cpu" else "asked for"
         return f"images: CPU backend, {threads} thread{'s' * (threads != 1)} ({why})"
     missing = not_done_by_pool(policy)
     if device == "cuda":

@@ -48,7 +48,7 @@ def script(job: JobDescription, arguments: Sequence[str], folder: Path) -> str:
 
     Nothing is staged, signalled or queued again.
     """
-    before = [line for line in common()[0] if "BLOODCELL_SCRATCH" not in line]
+    before = common("doctor")[0]
     short = replace(job, name="bloodcell-doctor", minutes=min(job.minutes, MINUTES), array=0)
     options = {**directives(short), "output": str(folder / "job.out")}
     options.pop("signal")

@@ -20,11 +20,18 @@ MARK = "# ---- the same in every job ----"
 
 
 @cache
-def common() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the lines of train.sbatch that every job shares: those before the ranks are started, those after."""
+def common(verb: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the lines of train.sbatch that a job of this verb takes: those before the ranks are started, those after.
+
+    Only training finds what is staged.
+    """
     lower = (SLURM / "train.sbatch").read_text(encoding="utf-8").partition(MARK)[2].strip().splitlines()
     place = next(number for number, line in enumerate(lower) if line.startswith("srun "))
-    return tuple(lower[:place]), tuple(lower[place + 1 :])
+    before, after = (
+        tuple(line for line in part if verb == "train" or "BLOODCELL_SCRATCH" not in line)
+        for part in (lower[:place], lower[place + 1 :])
+    )
+    return before, after
 
 
 def head(job: JobDescription, arguments: Sequence[Sequence[str]]) -> list[str]:
@@ -56,7 +63,7 @@ def sbatch_script(job: JobDescription, arguments: Sequence[Sequence[str]], logs:
         logs: folder for one log of each rank.
         verb: of the `bloodcell` command.
     """
-    before, after = common()
+    before, after = common(verb)
     number = "%A_%a" if job.array else "%j"
     options = {**directives(job), "output": f"{logs}/{number}_0_log.out"}
     asked = [f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "") for name, value in options.items()]
@@ -66,9 +73,9 @@ def sbatch_script(job: JobDescription, arguments: Sequence[Sequence[str]], logs:
     return "\n".join(["#!/bin/bash", *asked, "", *head(job, arguments), "", *before, command, *after, ""])
 
 
-def submitit_parameters(job: JobDescription, arguments: Sequence[Sequence[str]]) -> dict[str, Any]:
+def submitit_parameters(job: JobDescription, arguments: Sequence[Sequence[str]], verb: str) -> dict[str, Any]:
     """Return what submitit's SlurmExecutor.update_parameters takes for this job."""
-    before, after = common()
+    before, after = common(verb)
     asked = directives(job)
     own = ("array", "signal", "open-mode", "requeue", "kill-on-invalid-dep")
     named = {name.replace("-", "_"): value for name, value in asked.items() if name not in own}

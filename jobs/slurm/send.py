@@ -24,7 +24,7 @@ def submitit_text(job: JobDescription, words: Sequence[Sequence[str]], folder: P
 
     count = {"map_count": job.array} if job.array else {}
     command = f"{_python(job)} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-    return str(_make_sbatch_string(command=command, folder=folder, **submitit_parameters(job, words), **count))
+    return str(_make_sbatch_string(command=command, folder=folder, **submitit_parameters(job, words, verb), **count))
 
 
 def send(job: JobDescription, words: Sequence[Sequence[str]], folder: Path, verb: str = "train") -> list[str]:
@@ -47,7 +47,7 @@ def send(job: JobDescription, words: Sequence[Sequence[str]], folder: Path, verb
     calls = [Job((verb, *each)) for each in words]
     with scrubbed():
         executor = SlurmExecutor(folder, max_num_timeout=job.max_requeues, python=_python(job))
-        executor.update_parameters(**submitit_parameters(job, words))
+        executor.update_parameters(**submitit_parameters(job, words, verb))
         try:
             sent = executor.submit_array(calls) if job.array else [executor.submit(calls[0])]
         except (FailedJobError, FailedSubmissionError) as error:

@@ -203,3 +203,9 @@ def test_tasks_of_an_array_that_wait_together() -> None:
 def test_no_time_limit() -> None:
     with pytest.raises(BadInput, match="'soon' is no time limit"):
         minutes("soon", "--time")
+
+
+def test_only_training_is_given_copies_of_its_shards() -> None:
+    texts = {verb: submitit_text(JOB, WORDS, Path("/shared/run/slurm"), verb) for verb in ("train", "evaluate")}
+    assert [" stage " in texts["train"], " stage " in texts["evaluate"]] == [True, False]
+    assert "BLOODCELL_SCRATCH" not in sbatch_script(JOB, WORDS, Path("/shared/run/slurm"), "evaluate")
