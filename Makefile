@@ -34,7 +34,8 @@ demo: setup
 	$(BIN)/bloodcell demo --force
 
 # A process for each core, up to 8; the tests of one file stay together, for they share what they have packed and trained.
-PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+# tests/conftest.py puts the longest first.
+PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST) -m "not slow"

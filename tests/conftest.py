@@ -89,6 +89,16 @@ def start(
     return Process(words, environment, cwd)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no process is left alone with it at the end."""
+    first = ("test_bench_faults.py", "/slurm/", "tests/jobs/", "tests/bloodcell/")
+
+    def place(item: pytest.Item) -> int:
+        return next((number for number, part in enumerate(first) if part in str(item.path)), len(first))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 240 drawn images in four classes, of 24 patients."""

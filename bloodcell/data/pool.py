@@ -181,7 +181,9 @@ class Buffers:
             # Tensors made of an array, and views of these, hold it: two references are the list's and this call's.
             if self._all[place].shape == shape and sys.getrefcount(self._all[place]) <= 2:
                 return self._all[place]
-        self._all.append(np.empty(shape, dtype=np.float32))
+        # Of torch, whose memory begins at whole cache lines: where numpy's begins differs from process to process, and
+        # with it the order in which a network's kernels sum.
+        self._all.append(torch.empty(shape).numpy())
         return self._all[-1]
 
 

@@ -163,11 +163,24 @@ class DDP:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_alike(self.optimizer)
         self._scaler.load_state_dict(state["scaler"])
         self.steps = state["steps"]
         rows = state["statistics"]
         if len(rows) == torch.distributed.get_world_size():
             self._statistics.write(rows[torch.distributed.get_rank()].to(self.device))
+
+
+def lay_out_alike(optimizer: torch.optim.Optimizer) -> None:
+    """Give the state of each weight the memory layout of the weight, as it had before it was saved.
+
+    Files hold values in one order. A norm over a state that lies otherwise than before sums in another order.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            alike = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if alike and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

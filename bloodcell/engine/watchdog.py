@@ -115,6 +115,7 @@ class Watchdog:
         from bloodcell.engine.peers import Beats
 
         beats = Beats(self.ranks)
+        beats.send(self.fed.phase, self.fed.step, 0.0)
         last_tick, last_beat = time.monotonic(), 0.0
         while not self._stop.wait(TICK_SECONDS):
             now, fed = time.monotonic(), self.fed

@@ -66,10 +66,12 @@ class Server:
             lines = [json.loads(line) for line in part["content"] if name.endswith((".json", ".jsonl"))]
             if name == "wandb-history.jsonl":
                 kept.history[part["offset"] :] = lines
-                if self.breaks_after is not None:
-                    del kept.history[self.breaks_after :]
             elif name == "wandb-summary.json":
                 kept.summary = lines[-1]
+        if self.broken:  # what came last is lost, the summary of it too
+            del kept.history[self.breaks_after :]
+            kept.summary = dict(kept.history[-1])
+            return
         if sent.get("complete"):
             kept.ends.append(sent["exitcode"])
 

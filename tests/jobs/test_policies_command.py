@@ -80,7 +80,8 @@ def test_mistakes_are_one_line(words: list[str], message: str, tmp_path: Path, m
 def test_policies_can_be_timed(small_set: Path) -> None:
     flags = ("--size", 24, "--images", 512, "--workers", 1, "--repeats", 1)
     result = verb("bench", "data", small_set, "--policy", "none", "light", *flags)
-    assert [row["name"] for row in result["rows"]] == ["none, wall", "light, wall", "none, cpu", "light, cpu"]
+    kinds = [f"{name} ({backend})" for name in ("none", "light") for backend in ("dali", "cpu")]
+    assert [row["name"] for row in result["rows"]] == [f"{kind}, {unit}" for unit in ("wall", "cpu") for kind in kinds]
     assert all(row["value"] > 0 for row in result["rows"])
     with pytest.raises(BadInput, match="did you mean 'light'"):
         verb("bench", "data", small_set, "--policy", "lihgt", *flags)

@@ -58,7 +58,7 @@ def test_a_killed_rank_ends_the_run_with_code_3(calm: Path, held_net: Path, smal
     assert code == 3, err
     said = status(run)["outcome"]
     assert said["code"] == 3
-    assert "another rank is gone: rank 1 on" in said["what"]
+    assert "another rank is gone: rank 1 " in said["what"]  # on which host, once it has given a sign of life
     code, err = train(held_net, small_set, run)
     assert code == 0, err
     assert_same(run, calm)
