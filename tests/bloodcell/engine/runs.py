@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -40,9 +41,12 @@ def start(*arguments: object, ranks: int, fresh: bool = False) -> Running:
 
 
 def kill(process: Running) -> None:
-    """End all its processes at once, as the loss of a node does."""
-    for one in (*psutil.Process(process.pid).children(recursive=True), process):
-        one.kill()  # torchrun's ranks have sessions of their own
+    """End all its processes at once, as the loss of a node does; those that have ended by themselves stay so."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()  # torchrun's ranks have sessions of their own
+    process.kill()
     process.communicate()
 
 
