@@ -126,12 +126,12 @@ def _evaluate(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 def _open(parsed: argparse.Namespace, path: Path, ranks: Ranks, own: bool = False) -> Subject:
     """Return a run on the set that is asked for, or plainly on its own."""
+    from bloodcell.engine.orientations import orientations_of
     from bloodcell.engine.subject import open_subject
 
     if own:
         return open_subject(path, None, None, 1, parsed.device, ranks)
-    count = {None: 1, "d4": 8}.get(parsed.tta) or int(parsed.tta)
-    return open_subject(path, parsed.data, parsed.labels, count, parsed.device, ranks)
+    return open_subject(path, parsed.data, parsed.labels, orientations_of(parsed.tta), parsed.device, ranks)
 
 
 def _single(parsed: argparse.Namespace, subject: Subject, splits: list[str]) -> tuple[dict[str, Any], list[str]]:

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bloodcell.export.endings import FORMATS
 from shards.errors import BadInput, CheckFailed
-
-ENDINGS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2", "aot": ".pt2"}
 
 EPILOG = """\
 safetensors    the weights with classes, preprocessing and config in the metadata; those of a torchvision architecture
@@ -30,7 +29,7 @@ own scaling is at most one level of 255 apart in a few pixels.
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of export."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or the model.safetensors of one")
-    parser.add_argument("--format", choices=list(ENDINGS), required=True, help="what to write")
+    parser.add_argument("--format", choices=list(FORMATS), required=True, help="what to write")
     parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="the file to write")
     parser.add_argument("--bound", type=float, default=1e-4, help="largest difference that counts as none (1e-4)")
     parser.epilog = EPILOG
@@ -38,14 +37,15 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Write and compare; return the result and the lines for people."""
-    ending = ENDINGS[parsed.format]
+    ending = FORMATS[parsed.format]
     if parsed.output.suffix != ending:
         raise BadInput(
             f"a file of this format ends in {ending}", parsed.output, f"call it {parsed.output.stem}{ending}"
         )
     from dataclasses import asdict
 
-    from bloodcell.export import check, write
+    from bloodcell.export.check import check
+    from bloodcell.export.formats import write
     from bloodcell.predict import open_classifier
     from shards.console import warn
 

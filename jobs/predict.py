@@ -73,11 +73,12 @@ def _here(parsed: argparse.Namespace, ranks: Ranks) -> tuple[dict[str, Any], lis
     """Predict as one of the ranks."""
     import torch
 
+    from bloodcell.engine.orientations import orientations_of
     from bloodcell.predict import open_classifier, predict
     from bloodcell.ranks import process_group
     from shards.console import warn
 
-    orientations = {None: 1, "d4": 8}.get(parsed.tta) or int(parsed.tta)
+    orientations = orientations_of(parsed.tta)
     classifier = open_classifier(parsed.run, parsed.device, orientations, parsed.keep, parsed.batch, ranks)
     if ranks.first:
         for note in classifier.certainty.notes:

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import forkserver
@@ -77,16 +77,22 @@ def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) ->
     # Not fork: this process may hold threads (the progress bar, pyarrow) whose locks a forked child would inherit.
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
-        waiting: deque[Future[R]] = deque()
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 4 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            yield from mapped_ahead(pool, function, items, 4 * workers)
         except BrokenProcessPool as error:
             raise EnvironmentFault("a worker process died", "", "use fewer --workers if memory is short") from error
-        finally:
-            for future in waiting:
-                future.cancel()
+
+
+def mapped_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
+    """Yield function(item) for each item, in order; at most `depth` results are waiting or under way."""
+    waiting: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

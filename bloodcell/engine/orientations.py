@@ -15,6 +15,11 @@ from torch import nn
 ORIENTATIONS = 8
 
 
+def orientations_of(tta: str | None) -> int:
+    """Return how many orientations the flag --tta (None, "2", "4", "8", "d4") asks for."""
+    return ORIENTATIONS if tta == "d4" else int(tta or 1)
+
+
 def orient(images: torch.Tensor, number: int) -> torch.Tensor:
     """Return square images [n, channels, size, size] in orientation `number`, 0 to 7, in the same memory format."""
     turned = torch.rot90(images, number // 2 % 2 * 2 + number // 4, dims=(2, 3)) if number >= 2 else images

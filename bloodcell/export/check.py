@@ -11,6 +11,7 @@ import numpy as np
 from bloodcell.data.openset import OpenSet
 from bloodcell.export.formats import use
 from bloodcell.predict import Classifier
+from bloodcell.predict.certainty import softmax
 from bloodcell.runfolder import RunFolder
 from shards.errors import BadInput
 
@@ -54,7 +55,7 @@ def check(classifier: Classifier, run: Path, kind: str, file: Path, bound: float
     same = _shown(classifier, pictures, calibrated)
     answers = classifier.predict(pictures)
     logits = np.stack([answer.logits for answer in answers])
-    ours = classifier.certainty.probabilities(logits) if calibrated else _softmax(logits)
+    ours = classifier.certainty.probabilities(logits) if calibrated else softmax(logits, 1.0)
     other = int((theirs.argmax(1) != ours.argmax(1)).sum())
     difference, whole = (float(np.abs(theirs - mine).max()) for mine in (same, ours))
     return Check(len(pictures), of, difference, whole, other, bound)
@@ -69,7 +70,7 @@ def _shown(classifier: Classifier, pictures: Sequence[np.ndarray], calibrated: b
     graph = Graph(classifier)
     with torch.inference_mode():
         logits = np.concatenate([graph(torch.from_numpy(picture[None]))[0].numpy() for picture in pictures])
-    return classifier.certainty.probabilities(logits) if calibrated else _softmax(logits)
+    return classifier.certainty.probabilities(logits) if calibrated else softmax(logits, 1.0)
 
 
 def _pictures(classifier: Classifier, run: Path) -> tuple[list[np.ndarray], str]:
@@ -95,8 +96,3 @@ def _smooth(generator: np.random.Generator, height: int, width: int) -> np.ndarr
     rows, columns = np.mgrid[0:height, 0:width]
     waves = [np.sin(rows * a + columns * b + c) for a, b, c in generator.uniform(0.02, 0.4, (3, 3))]
     return ((np.stack(waves, axis=2) + 1) * 127.5).astype(np.uint8)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    scaled = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))

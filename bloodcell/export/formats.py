@@ -15,13 +15,11 @@ import numpy as np
 import torch
 
 from bloodcell.engine.evaluate import MODEL_FILE
+from bloodcell.export.endings import FORMATS
 from bloodcell.export.graph import Graph
 from bloodcell.predict import Classifier, open_classifier
 from shards.atomic import disk_errors, open_atomic
 from shards.errors import BadInput, EnvironmentFault
-
-FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2", "aot": ".pt2"}
-"""Name -> how the file's name ends."""
 
 OPSET = 20
 EXAMPLE = (2, 61, 53, 3)

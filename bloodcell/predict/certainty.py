@@ -39,17 +39,17 @@ class Certainty:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Return calibrated probabilities, float64 [images, classes], of float32 logits of that shape."""
-        return _softmax(logits, self.temperature)
+        return softmax(logits, self.temperature)
 
     def uncertain(self, logits: np.ndarray) -> np.ndarray | None:
         """Return which images a person should look at, bool [images]; None if no threshold is known."""
-        return None if math.isnan(self.threshold) else _softmax(logits, 1.0).max(axis=1) < self.threshold
+        return None if math.isnan(self.threshold) else softmax(logits, 1.0).max(axis=1) < self.threshold
 
     def plausible(self, logits: np.ndarray) -> np.ndarray | None:
         """Return which classes cannot be ruled out, bool [images, classes]; None if no quantile is known."""
         if math.isnan(self.quantile):
             return None
-        return sets_of(METHOD, _softmax(logits, 1.0), np.full(len(logits), self.quantile))
+        return sets_of(METHOD, softmax(logits, 1.0), np.full(len(logits), self.quantile))
 
 
 def certainty_of(run: Path, folder: Path, wanted: Source, keep: float) -> Certainty:
@@ -85,7 +85,8 @@ def unknown(keep: float, why: str) -> Certainty:
     return Certainty(1.0, math.nan, keep, math.nan, (f"not calibrated and nothing is called uncertain: {why}",))
 
 
-def _softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Return probabilities, float64 [images, classes], of float32 logits divided by a temperature."""
     scaled = logits.astype(np.float64) / temperature
     scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))

@@ -26,13 +26,13 @@ from bloodcell.engine.resolve import resolve
 from bloodcell.engine.setup import make_network, make_view
 from bloodcell.evaluation.source import Source, digest
 from bloodcell.models import weights
-from bloodcell.predict.ahead import mapped_ahead
 from bloodcell.predict.certainty import Certainty, certainty_of, unknown
 from bloodcell.ranks import Ranks, choose_device, set_threads
 from bloodcell.runfolder import RunFolder
 from shards import images
 from shards.errors import BadInput
 from shards.images import UnusableImageError
+from shards.parallel import mapped_ahead
 
 Device = Literal["auto", "cpu", "cuda"]
 ImageLike = str | os.PathLike[str] | bytes | np.ndarray | Image.Image

@@ -79,6 +79,10 @@ class Inputs:
         """Chunks in all."""
         return -(-self.rows // CHUNK)
 
+    def images(self, chunks: Iterable[int]) -> int:
+        """Return how many images some chunks hold."""
+        return sum(min(CHUNK, self.rows - number * CHUNK) for number in chunks)
+
     @property
     def digest(self) -> str:
         """sha256 over the whole list."""

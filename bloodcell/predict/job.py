@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from bloodcell.engine.agree import on_first_rank, raise_together, share
 from bloodcell.predict.classifier import Answer, Classifier, Picture, looked
-from bloodcell.predict.inputs import CHUNK, Entry, Inputs, list_inputs
+from bloodcell.predict.inputs import Entry, Inputs, list_inputs
 from bloodcell.predict.seen import Seen, seen_by
 from bloodcell.predict.table import join, rows
 from bloodcell.ranks import Ranks
@@ -84,8 +84,7 @@ def predict(
     summary = on_first_rank(ranks, finish)
     if summary is None:
         return {}
-    done = sum(min(CHUNK, inputs.rows - number * CHUNK) for number in todo)
-    rate = done / (time.perf_counter() - begin)
+    rate = inputs.images(todo) / (time.perf_counter() - begin)
     return {"output": str(output), **summary, "images_per_s": round(rate, 2)}
 
 
@@ -137,8 +136,7 @@ def _undone(folder: Path, inputs: Inputs) -> list[int]:
 
 def _work(classifier: Classifier, seen: Seen, folder: Path, inputs: Inputs, todo: Sequence[int], ranks: Ranks) -> None:
     """Do the chunks in rounds, one for each rank, so that no rank is far ahead and a failure is everybody's."""
-    total = sum(min(CHUNK, inputs.rows - number * CHUNK) for number in todo[:: ranks.world])
-    bar = _Bar(total) if ranks.first else None
+    bar = _Bar(inputs.images(todo[:: ranks.world])) if ranks.first else None
     try:
         for first in range(0, len(todo), ranks.world):
             problem: Exception | None = None

@@ -60,7 +60,7 @@ def test_a_compiled_program_is_the_run(one: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_the_run_is_refused(one: Path, runs: Path, tmp_path: Path) -> None:
-    from bloodcell.export import check
+    from bloodcell.export.check import check
     from bloodcell.predict import open_classifier
 
     export(runs / "two", "torch-export", tmp_path / "other.pt2")

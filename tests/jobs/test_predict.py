@@ -165,7 +165,6 @@ def test_what_was_done_before_a_stop_is_not_done_again(
     one: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing, "CHUNK", 16)
-    monkeypatch.setattr(job, "CHUNK", 16)
     whole = predict(one, drawn, output=tmp_path / "whole.parquet")[1]
     looked: list[bytes] = []
 
