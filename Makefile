@@ -25,7 +25,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" sh tests/prerequisites.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,tensorboard,sweep,export]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,tensorboard,sweep,export,app,dashboard,notebooks]"
 	@# Before Python 3.12.8 torchrun refuses `--run` behind the program's name (jobs/torchrun.py says why).
 	@printf '#!/bin/sh\nexec "%s/python" -m jobs.torchrun "$$@"\n' '$(abspath $(BIN))' > $(BIN)/torchrun
 	@touch $(STAMP)
