@@ -39,6 +39,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         choices=["all"],
         help="train every fold of the set in DIR/fold0, …; pool in DIR/pooled",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="trace a few steps: where their time goes, in DIR/profile"
+    )
     described = []
     for key, leaf in fields().items():
         if key != "data.set":
@@ -87,6 +90,8 @@ def _run(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     flags = parse_flags(parsed.flags)
     if parsed.data is not None:
         flags["data.set"] = str(parsed.data)
+    if parsed.profile:
+        flags["tracking.profile"] = True
     if parsed.folds:
         from jobs.folds import train_folds
 

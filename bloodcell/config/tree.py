@@ -196,6 +196,9 @@ class TrackingConfig:
     group: str | None = about("W&B group, such as one cross-validation", None, runtime=True)
     job_type: str | None = about("W&B job type", None, runtime=True)
     tensorboard: bool = about("also write TensorBoard events", False, runtime=True)
+    profile: bool = about(
+        "trace a few steps at the start and account for where their time goes, in RUN/profile", False, runtime=True
+    )
     log_every: Annotated[int, Meta(ge=1)] = about("steps between records", 10, runtime=True)
 
 

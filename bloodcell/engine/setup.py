@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from bloodcell.engine.lock import check_lock
 from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
+from bloodcell.engine.phases import Phases
 from bloodcell.engine.plan import Plan, make_plan
 from bloodcell.engine.preemption import Lead
 from bloodcell.engine.reestimate import estimate_statistics
@@ -68,6 +69,7 @@ class Job:
     tracker: Tracker
     lead: Lead
     cache: HostCache | DeviceCache | None
+    phases: Phases = field(default_factory=Phases)
     stall_seconds: float = 0.0
     """How long training waited for the last checkpoint."""
     told_left_out: int = -1
