@@ -55,7 +55,11 @@ class DataConfig:
     sampling: Annotated[int, Meta(ge=1)] | str = about(
         "what an epoch deals: natural, balanced, a number of samples for each class, or weights: ALL=1,HEM=2", "natural"
     )
-    micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
+    micro_batch: Annotated[int, Meta(ge=0)] = about(
+        "images that pass through the network at once; 0 is auto: the largest power of two that fits into the GPU (or "
+        "into engine.memory) and leaves an epoch 20 steps, found once",
+        32,
+    )
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
     backend: Literal["auto", "dali", "cpu"] = about(
         "who decodes and augments: DALI, or a pool of threads on the CPU; auto is cpu where there is no GPU and it has "
@@ -171,6 +175,18 @@ class EngineConfig:
         "autocast; auto is bf16 on a GPU and fp32 on CPU", "auto"
     )
     device: Literal["auto", "cpu", "cuda"] = about("where to compute; auto takes the GPU if there is one", "auto")
+    compile: Literal["auto", "off", "on"] = about(
+        "torch.compile for training steps; auto where that is expected to shorten the whole run", "off"
+    )
+    memory: Annotated[float, Meta(ge=0)] = about(
+        "GiB that each rank may take in training, for data.micro_batch 0; 0 is all of the GPU's", 0.0, runtime=True
+    )
+    cuda_graphs: bool = about("replay compiled steps as CUDA graphs (one image size, GPU only)", False)
+    collect_every: Annotated[int, Meta(ge=0)] = about(
+        "steps between collections of Python's garbage, on all ranks in the same steps; 0 leaves it to Python",
+        50,
+        runtime=True,
+    )
     channels_last: bool = about("memory layout of images and convolutions", True)
     threads: Annotated[int, Meta(ge=0)] = about("torch threads of each rank; 0 is auto", 0)
     timeout: Annotated[float, Meta(gt=0)] = about("seconds after which a collective gives up", 600.0, runtime=True)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bloodcell.config import Config
+from bloodcell.config import Config, override
 from bloodcell.data.backends import describe_backend
 from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
@@ -38,6 +38,7 @@ from bloodcell.engine.sizes import parse_sizes
 from bloodcell.engine.skipped import left_out_facts, write_left_out
 from bloodcell.engine.strategies import check_strategy, joined_norms, make_strategy
 from bloodcell.engine.strategy import Strategy
+from bloodcell.engine.warming import example
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
 from bloodcell.runfolder import RunFolder, Status
@@ -161,6 +162,8 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
             split the set lacks, a world size that does not divide the micro-batches, too few samples, a sampling that
             makes no sense.
     """
+    if not config.data.micro_batch:  # found where the run will be
+        config = override(config, {"data.micro_batch": 1})
     outline = check_model(config)
     check_views(config)
     check_optimizer(config.optim.name)
@@ -319,11 +322,3 @@ def make_inference(
         reading=make_reading(config),
         name=name,
     )
-
-
-def example(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a micro-batch of the run's shape: images float32 [batch, 3, size, size] and labels int64 [batch]."""
-    batch, size = config.data.micro_batch, config.data.size
-    layout = torch.channels_last if config.engine.channels_last else torch.contiguous_format
-    images = torch.linspace(-1, 1, batch * 3 * size * size, device=device).reshape(batch, 3, size, size)
-    return images.contiguous(memory_format=layout), torch.zeros(batch, dtype=torch.int64, device=device)

@@ -14,6 +14,7 @@ from bloodcell.data.loader import Batch
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.agree import raise_together
 from bloodcell.engine.batches import LOOK_AHEAD, training_batches
+from bloodcell.engine.collecting import Collector
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.phases import AGREE, BACKWARD, FORWARD, OPTIMIZER, WAIT, Phases
@@ -89,7 +90,8 @@ def train(job: Job, state: Progress) -> Progress:
         return state
     first = state.step
     phases = job.phases = make_phases(job)
-    with training_batches(job, first) as loader, contextlib.closing(phases):
+    collector = Collector(config.engine.collect_every)
+    with training_batches(job, first) as loader, contextlib.closing(phases), collector:
         raise_together(loader.fault_before(LOOK_AHEAD * plan.slots))
         batches = iter(loader)
         meter.restart(loader.waited)
@@ -118,9 +120,11 @@ def train(job: Job, state: Progress) -> Progress:
                 state.note(report)
                 meter.note(report)
                 job.tracker.log(state.step, meter.record(rate, plan.sizes.at(step)), plan.epoch(state.step))
+            collector.step(state.step)
             if pauses or guard.leave:  # the flush may have brought the signal
                 if settle(job, state, validation, meter, plan.saves_after(state.step), guard.leave, fault):
                     break
+                collector.pause()
                 meter.restart(loader.waited)
             job.show(state, meter)
         phases.finish()
