@@ -57,6 +57,9 @@ def test_it_is_found_once(small_set: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "an epoch shall have 20 steps" in done.err
     assert "training steps are not compiled: on a CPU" in done.err
+    used = RunFolder(tmp_path / "run").read("status.json")["efficiency"]
+    assert used["gb_per_s"] > 0
+    assert (used["mfu"], used["ceiling"]) == (None, None)
     config = RunFolder(tmp_path / "run").config()
     assert (config.data.micro_batch, config.engine.compile) == (8, "off")
     again = bloodcell(*words, "--train.epochs", 2, "--engine.memory", 64, "--engine.compile", "auto")

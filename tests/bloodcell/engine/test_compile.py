@@ -84,14 +84,13 @@ def test_a_compiled_run_resumes_to_the_bit_and_keeps_its_names(
     (tmp_path / "smallnet.py").write_text(SMALL_NET)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     words = ("cnn5", "--data", small_set, "--model.name", "smallnet:build", "--data.size", 32, "--data.micro_batch", 8)
     words += ("--train.micro_batches", 1, "--train.epochs", 2, "--tracking.wandb", "off", "--engine.threads", 1)
 
     def train(name: str, compile: str) -> int:
-        done = bloodcell(
-            "train", *words, "--run", tmp_path / name, "--engine.compile", compile, "--train.sizes", "24x0.5,32",
-            fresh=True,
-        )  # fmt: skip
+        flags = ("--run", tmp_path / name, "--engine.compile", compile)
+        done = bloodcell("train", *words, *flags, fresh=True, timeout=900)
         return done.code
 
     assert train("eager", "off") == 0
