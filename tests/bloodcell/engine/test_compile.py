@@ -86,7 +86,18 @@ def test_a_compiled_run_resumes_to_the_bit_and_keeps_its_names(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     words = ("cnn5", "--data", small_set, "--model.name", "smallnet:build", "--data.size", 32, "--data.micro_batch", 8)
-    words += ("--train.micro_batches", 1, "--train.epochs", 2, "--tracking.wandb", "off", "--engine.threads", 1)
+    words += (
+        "--train.micro_batches",
+        1,
+        "--train.epochs",
+        2,
+        "--model.dropout",
+        0,
+        "--tracking.wandb",
+        "off",
+        "--engine.threads",
+        1,
+    )
 
     def train(name: str, compile: str) -> int:
         flags = ("--run", tmp_path / name, "--engine.compile", compile)
