@@ -83,7 +83,7 @@ class Campaign:
 
     def __init__(self, folder: Path, disk: Path | None, extent: Extent, keep: bool) -> None:
         self.folder, self.disk, self.extent, self.keep = folder, disk, extent, keep
-        self.recoveries = 0
+        self.faults = 0
         self._truths: dict[tuple[str, int], Truth | Fault] = {}
         self._victim: Victim | None = None
         self._shards: Path | None = None
@@ -180,6 +180,7 @@ class Campaign:
             if kinds and INJURIES[kinds[-1]] is not stop_rank and rng.random() < self.extent.early:
                 wait(victim.ended, rng.uniform(0, START_UP))
                 if last:
+                    self.faults += 1
                     rows.append(Row(last, 0, "hit again"))
             else:
                 if not wait(lambda: victim.ended() or trains()):  # noqa: B023 (called here)
@@ -206,8 +207,8 @@ class Campaign:
 
     def recovered(self, run: Path, kind: str, seconds: float) -> Row:
         """Note that a run trains again so long after a fault."""
-        self.recoveries += 1
-        say(f"{self.recoveries} of {self.extent.faults}: {run.name}: {kind}, training again after {seconds:.1f} s")
+        self.faults += 1
+        say(f"{self.faults} of {self.extent.faults}: {run.name}: {kind}, training again after {seconds:.1f} s")
         return Row(kind, seconds, "s")
 
     def hung(self, victim: Victim, what: str) -> Row:
