@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bloodcell.engine.attempts import Attempts, take_stock
+from bloodcell.engine.peers import LEFT, Beat, any_silent
 from tests.bloodcell.engine.held import FLAGS, assert_same, environment, held, status, train
 from tests.conftest import command, start
 
@@ -54,6 +55,29 @@ def test_a_rank_that_stands_still_is_named_by_the_other(
     assert f"in step {step} (training)" in stacks
     assert "_engine_run_backward" in stacks
     assert "watchdog.py" in stacks
+
+
+@pytest.mark.slow
+def test_a_slow_first_step_is_waited_for(calm: Path, held_net: Path, small_set: Path, tmp_path: Path) -> None:
+    """Rank 1 takes much longer than `stall` for it, and gives signs of life."""
+    run = tmp_path / "run"
+    with held(held_net, small_set, run, "train-2-1", flags=("--engine.stall", 4)) as training:
+        training.wait_for("train-2-1")
+        time.sleep(15)
+        training.release()
+        code, err = training.end()
+    assert code == 0, err
+    assert_same(run, calm)
+
+
+def test_only_peers_that_said_nothing_more_are_silent() -> None:
+    here, moved = Beat(4, "training", 1, 0.1, "a"), Beat(9, "training", 1, 5.1, "a")
+    left = Beat(7, LEFT, 9, 0.0, "b")
+    assert not any_silent([here, left], [moved, left], 0), "who has left in good order is not missed"
+    assert not any_silent([here, left], [here, left], 0), "that this rank itself was not heard is no matter"
+    assert any_silent([here, moved], [moved, moved], 0)
+    assert any_silent([here, None], [moved, None], 0), "it never spoke"
+    assert not any_silent([], [moved, moved], 0), "the store did not answer"
 
 
 def test_a_killed_rank_ends_the_run_with_code_3(calm: Path, held_net: Path, small_set: Path, tmp_path: Path) -> None:
