@@ -176,7 +176,7 @@ class Campaign:
         while True:
             trains = _trains(run)
             victim = self.start(run, strategy, ranks)
-            # A rank that stands still in its first step is found late, by intent: the step's length is not known yet.
+            # Nothing watches yet over a rank that stands still before the ranks have met: their collectives time out.
             if kinds and INJURIES[kinds[-1]] is not stop_rank and rng.random() < self.extent.early:
                 wait(victim.ended, rng.uniform(0, START_UP))
                 if last:
