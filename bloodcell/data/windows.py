@@ -71,6 +71,7 @@ class WindowReader(Reader):
         super().__init__(shards, check)
         self._kept, self._begin = kept, begin
         self._window = Window([], [])
+        self._buffer = np.empty(0, dtype=np.uint8)
 
     def through(self, requests: Iterable[Request]) -> Iterator[Request]:
         """Yield the requests in their order, each when `read` can give its samples without a further wait."""
@@ -93,7 +94,9 @@ class WindowReader(Reader):
 
     def fetch(self, run: Run) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the wanted samples of a run with their bytes; fewer, where the file ends early or fails."""
-        data = np.empty(run.end - run.begin, dtype=np.uint8)
+        if run.end - run.begin > len(self._buffer):
+            self._buffer = np.empty(run.end - run.begin, dtype=np.uint8)
+        data = self._buffer[: run.end - run.begin]
         try:
             got = os.preadv(self._descriptor(run.shard), [data.data], run.begin)
         except OSError:
@@ -102,7 +105,7 @@ class WindowReader(Reader):
         begins = rows["offset"].astype(np.int64) - run.begin
         for sample, first, size in zip(run.ids.tolist(), begins.tolist(), rows["size"].tolist(), strict=True):
             if first + size <= got:
-                yield sample, data[first : first + size].copy()  # so that the run's memory goes at once
+                yield sample, data[first : first + size].copy()
 
     def _planned(self, requests: list[Request]) -> Window:
         ids = np.unique(np.concatenate([request.ids for request in requests]))
