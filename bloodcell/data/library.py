@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Iterator
 from typing import IO
 
@@ -48,11 +49,11 @@ class WebDatasetReader(WindowReader):
         try:
             with (self.shards.folder / self.shards.info.shards[run.shard].file).open("rb", buffering=size) as file:
                 file.seek(begin)
-                source = [{"url": file.name, "stream": Part(file, size)}]
-                samples = webdataset.DataPipeline(source, tar_file_expander, group_by_keys)
+                parts = iter([{"url": file.name, "stream": Part(file, size)}])
+                samples = webdataset.DataPipeline(lambda: parts, tar_file_expander, group_by_keys)
                 for number, found in enumerate(samples):
-                    image = next(value for name, value in found.items() if not name.startswith("__"))
+                    image = next((value for name, value in found.items() if not name.startswith("__")), b"")
                     if first + number in wanted and len(image) == sizes[number]:
                         yield first + number, np.frombuffer(image, dtype=np.uint8).copy()
-        except Exception:  # of whatever kind the library's are: the samples are read one by one, and named
+        except (OSError, tarfile.TarError, ValueError):  # then the samples are read one by one, and named
             return
