@@ -32,7 +32,8 @@ class ReadAhead:
     """
 
     def __init__(self, shards: ShardSet, requests: Iterator[Request], reading: Reading) -> None:
-        self.shards, self.requests, self.reading = shards, requests, reading
+        self.shards, self.reading = shards, reading
+        self._reader, self.requests = self._opened(requests)
         self._ready: deque[tuple[Request, list[np.ndarray]]] = deque()
         self._change = threading.Condition()
         self._read = 0
@@ -82,9 +83,9 @@ class ReadAhead:
                 self._fault = unreadable(self.shards, sample, problem, "is the file system there? then start again")
 
     def _drive(self) -> None:
-        reader, requests = self._reader()
+        reader = self._reader
         try:
-            for request in requests:
+            for request in self.requests:
                 found = self._images(reader, request)
                 with self._change:
                     self._ready.append(found)
@@ -102,13 +103,14 @@ class ReadAhead:
                 self._ended = True
                 self._change.notify_all()
 
-    def _reader(self) -> tuple[Reader, Iterator[Request]]:
+    def _opened(self, requests: Iterator[Request]) -> tuple[Reader, Iterator[Request]]:
+        """Return what reads the samples, and the requests as it wants them gone through."""
         how = self.reading
         if how.reader == "plan":
-            return Reader(self.shards, how.check), self.requests
+            return Reader(self.shards, how.check), requests
         kept = lambda sample: self._kept(sample) is not None  # noqa: E731
         reader = sequential_reader(how.reader, self.shards, check=how.check, kept=kept, begin=self._begin)
-        return reader, reader.through(self.requests)
+        return reader, reader.through(requests)
 
     def _begin(self, sample: int) -> bool:
         """Note that a sample is being read from now on; return whether anybody still waits for it."""

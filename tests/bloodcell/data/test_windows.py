@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +115,25 @@ def test_bytes_are_those_of_random_access_in_few_reads(
     assert len(fetched) <= 2 * (windows + 5) < dealt / 8  # two lanes; shards end inside windows, rings are cut open
     assert len(reads) == (len(fetched) if name == "stream" else 0)  # nothing was asked for again by itself
     reader.close()
+
+
+@both
+def test_about_a_window_is_held(small_set: Path, name: str) -> None:
+    """Two lanes of 16 samples, and what is being read: less than half of the 160 images of an epoch."""
+    shards = ShardSet.open(small_set)
+    order = order_of(shards, window=16)
+    ids = np.concatenate([order.step(step, 1, 0).ids for step in range(order.steps_per_epoch)])
+    requests = list(training_requests(order, 1, 0, 0, order.steps_per_epoch))
+    reader = sequential_reader(name, shards)
+    tracemalloc.start()
+    try:
+        for request in reader.through(requests):
+            for sample in request.ids.tolist():
+                reader.read(sample)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < shards.index["size"][ids].sum() / 2
 
 
 @pytest.mark.parametrize(("name", "backend"), [("stream", "cpu"), ("webdataset", "cpu"), ("stream", "dali")])
