@@ -63,7 +63,7 @@ class DataConfig:
         "plan",
     )
     window: Annotated[int, Meta(ge=1)] = about(
-        "samples that stream and webdataset hold for each micro-batch of a step on this rank, and shuffle", 4096
+        "samples that stream and webdataset hold and shuffle for each of a rank's micro-batches in a step", 4096
     )
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
     backend: Literal["auto", "dali", "cpu"] = about(
