@@ -15,7 +15,6 @@ share that it finds is reported.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
 from shards.lowfrequency import SIDE, alike, describe, turned
+from shards.parallel import threaded
 from shards.spooled import Records
 
 CORRELATION = (
@@ -194,11 +194,13 @@ class _Search:
         """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""
         rows = len(self.part)
         codes = np.zeros(0, np.int64)
-        with threadpool_limits(1), ThreadPoolExecutor(self.workers) as pool:
+        with threadpool_limits(1):
             for cells in self.cells:  # one after the other: the jobs of all of them would take much memory
                 jobs = list(self._jobs(cells))
                 self.compared += sum(len(few) * len(others) for few, others in jobs)
-                codes = np.unique(np.concatenate([codes, *pool.map(lambda job: self._similar(*job), jobs)]))
+                codes = np.unique(
+                    np.concatenate([codes, *threaded(lambda job: self._similar(*job), jobs, self.workers)])
+                )
         pairs, turns = np.divmod(codes, ORIENTATIONS)
         a, b = np.divmod(pairs, rows)
         values = compare(self.thumbnails, a, self.thumbnails, b, turns, workers=self.workers)

@@ -8,7 +8,6 @@ pairs. Either way a pair is confirmed on its pixels, aligned (`shards.alignment`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, inverse
+from shards.heap import give_back
 from shards.lowfrequency import alike, describe
 from shards.nearhash import candidates
+from shards.parallel import threaded
 from shards.spooled import Records, whole
 
 PAIR_DTYPE = np.dtype(
@@ -80,6 +81,7 @@ def near_pairs(
         codes = _similar(features["thumbnail"][busy], workers)
     else:
         codes = candidates(whole(features["hash"])[busy], workers=workers)
+    give_back()
     least = default_correlation(len(busy)) if correlation is None else correlation
     found = [np.zeros(0, PAIR_DTYPE)]
     for start in range(0, len(codes), _COMPARED):
@@ -148,8 +150,8 @@ def _similar(thumbnails: NDArray[np.uint8], workers: int) -> NDArray[np.int64]:
                 codes, values = _bounded(codes, values, images)
         return codes, values
 
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        strips = list(pool.map(strip, range(0, images, _STRIP)))
+    with threadpool_limits(1):
+        strips = list(threaded(strip, range(0, images, _STRIP), workers))
     codes = np.concatenate([np.zeros(0, np.int64), *(codes for codes, _ in strips)])
     values = np.concatenate([np.zeros(0, np.float32), *(values for _, values in strips)])
     return np.sort(_bounded(codes, values, images)[0])
