@@ -27,7 +27,7 @@ from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
 from shards.lowfrequency import SIDE, alike, describe, turned
 from shards.parallel import threaded
-from shards.spooled import Records
+from shards.spooled import Records, blocks
 
 CORRELATION = (
     0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
@@ -187,7 +187,7 @@ class _Search:
         self.descriptors = describe(thumbnails, self.copies, np.int16)
         self.cells = [np.zeros(len(self.descriptors), np.int32)]
         if not exhaustive:
-            points = _invariants(self.descriptors)
+            points = np.concatenate([_invariants(part) for part in blocks(self.descriptors)])
             self.cells = [_cells(points, _CELL, rng) for _ in range(_TREES)]
 
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
@@ -269,7 +269,8 @@ def _cells(points: NDArray, most: int, rng: np.random.RandomState) -> NDArray[np
             count += 1
             continue
         direction = np.asarray(rng.normal(size=points.shape[1]), np.float32)
-        order = np.argsort(points[members] @ direction, kind="stable")
+        along = np.concatenate([part @ direction for part in blocks(points, members)])
+        order = np.argsort(along, kind="stable")
         todo += [members[order[: len(members) // 2]], members[order[len(members) // 2 :]]]
     return cell
 

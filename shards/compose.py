@@ -29,7 +29,7 @@ from shards.samples import Samples
 from shards.seen import Images
 from shards.tar import index_path
 from shards.ways import named_splits
-from shards.write import ShardPlan, Written, finished, sample_table, write_planned
+from shards.write import ShardPlan, Written, finished, sample_batches, write_planned
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def compose(folder: Path, plans: list[ShardPlan], contents: Contents, workers: i
     shards, offsets = write_shards(plans, workers)
     samples, classes = contents.samples, contents.classes
     numbers = np.repeat(np.arange(len(plans)), [len(plan.samples) for plan in plans])
-    write_samples(folder, sample_table(samples, classes, numbers, offsets))
+    write_samples(folder, sample_batches(samples, classes, numbers, offsets), len(samples))
     with open(folder / "rejected.csv", "w", newline="", encoding="utf-8") as file:
         file.write(rejected_text(contents.cleaned.rejected))
     info = DatasetInfo(

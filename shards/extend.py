@@ -250,7 +250,7 @@ def _named(standing: Standing, cleaned: Cleaned, placed: Placed) -> Samples:
     """Return the new samples part by part, shuffled inside each part by the seed, under keys that the set has not."""
     taken = set(standing.samples.keys.to_pylist())
     chosen = sorted(placed)
-    keys = make_keys([cleaned.images[i].item.source for i in chosen], taken, standing.appended + 1)
+    keys = make_keys(cleaned.images.taken(chosen).sources, taken, standing.appended + 1)
     samples = [
         Sample(cleaned.images[i], key, standing.classes.index(cleaned.images[i].item.label), placed[i][1], placed[i][0])
         for i, key in zip(chosen, keys, strict=True)

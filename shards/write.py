@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,6 @@ from shards.errors import BadInput, EnvironmentFault
 from shards.examine import Image
 from shards.format import SAMPLES_SCHEMA
 from shards.images import EXTENSIONS
-from shards.parallel import chunked
 from shards.samples import Sample, Samples
 from shards.tar import ShardSummary, ShardWriter, index_path
 
@@ -29,7 +28,7 @@ PLAN_VERSION = 1
 """Of what is written; to be raised when the same plan would give other bytes."""
 
 _ROWS = 4096
-"""Texts of the sample table made at a time."""
+"""Rows of the sample table made at a time."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each sample
 
@@ -200,8 +199,19 @@ def row(sample: Sample, classes: list[str]) -> dict[str, Any]:
     }
 
 
-def sample_table(samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray) -> pa.Table:
-    """Return the sample table; `numbers` are the shards of the samples, `offsets` where their image bytes begin."""
+def sample_batches(
+    samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of the sample table, some thousand at a time.
+
+    `numbers` are the shards of the samples, `offsets` where their image bytes begin.
+    """
+    for start in range(0, len(samples), _ROWS):
+        block = slice(start, start + _ROWS)
+        yield _batch(samples[block], classes, numbers[block], offsets[block])
+
+
+def _batch(samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray) -> pa.RecordBatch:
     images = samples.images
     kinds = [images.kinds[kind] for kind in images.column("kind").tolist()]
     columns: dict[str, Any] = {
@@ -218,12 +228,11 @@ def sample_table(samples: Samples, classes: list[str], numbers: np.ndarray, offs
         "offset": offsets,
     }
     columns |= {name: images.column(name) for name in ("crc32", "width", "height", "size")}
-    schema = SAMPLES_SCHEMA
-    return pa.table({name: _column(columns[name], schema.field(name).type) for name in schema.names}, schema)
+    return pa.record_batch([_column(columns[leaf.name], leaf.type) for leaf in SAMPLES_SCHEMA], SAMPLES_SCHEMA)
 
 
 def _column(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
-    """Return an Arrow array of a type; texts are turned into it some thousand at a time."""
+    """Return an Arrow array of a type."""
     if isinstance(values, np.ndarray | pa.Array):
         return pa.array(values).cast(kind)
-    return pa.concat_arrays([pa.array([], kind), *(pa.array(some, kind) for some in chunked(values, _ROWS))])
+    return pa.array(list(values), kind)
