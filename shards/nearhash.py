@@ -32,8 +32,10 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd mult
 
 def candidates(
     words: NDArray[np.uint64], *, distance: int | None = None, bands: int = 48, workers: int = 2
-) -> NDArray[np.int64]:
-    """Return candidates as sorted codes (a * images + b) * 8 + orientation: b in that orientation looks like a, a < b.
+) -> tuple[NDArray[np.int64], bool]:
+    """Return candidates, and whether they were too many and those of the most distant hashes are left out.
+
+    Candidates are sorted codes (a * images + b) * 8 + orientation: b in that orientation looks like a, a < b.
 
     Args:
         words: hashes uint64 [images, 2], see `shards.features.hashes`.
@@ -45,7 +47,7 @@ def candidates(
     / 2 pairs are listed, but each copy with the next ones.
     """
     if len(words) < 2:
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), False
     allowed = most = default_distance(len(words)) if distance is None else distance
 
     def search(mask: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -56,7 +58,7 @@ def candidates(
     for codes in threaded(search, _masks(len(words), bands), workers):
         # Where there are too many, the bands that follow need not bring what would be left out.
         found, allowed = _joined(words, [found, codes], allowed, allowed < most)
-    return found
+    return found, allowed < most
 
 
 def default_distance(images: int) -> int:

@@ -37,6 +37,8 @@ FINDINGS = {
     "exact_duplicates": "exact duplicates left out (the first by path is kept)",
     "contradictions": "images left out because the same picture carries several labels",
     "near_pairs": "pairs of near-duplicates (kept, in one part)",
+    "near_pairs_known": "pairs in crowds of alike pictures, not compared since their images are in one cluster anyway",
+    "near_pairs_bounded": "pairs compared where too many pictures are alike",
     "near_clusters": "clusters of near-duplicates",
     "largest_cluster": "images in the largest such cluster",
     "near_contradictions": "pairs of near-duplicates with different labels",
