@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
+from shards.heap import give_back
 from shards.lowfrequency import SIDE, alike, describe, turned
 from shards.parallel import threaded
 from shards.spooled import Records, blocks
@@ -189,6 +190,7 @@ class _Search:
         if not exhaustive:
             points = np.concatenate([_invariants(part) for part in blocks(self.descriptors)])
             self.cells = [_cells(points, _CELL, rng) for _ in range(_TREES)]
+        give_back()
 
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
         """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""

@@ -24,6 +24,7 @@ from shards.format import (
     write_dataset,
     write_samples,
 )
+from shards.heap import give_back
 from shards.parallel import map_ordered
 from shards.samples import Samples
 from shards.seen import Images
@@ -62,6 +63,7 @@ def compose(folder: Path, plans: list[ShardPlan], contents: Contents, workers: i
         EnvironmentFault: the disk is full or fails.
     """
     shards, offsets = write_shards(plans, workers)
+    give_back()
     samples, classes = contents.samples, contents.classes
     numbers = np.repeat(np.arange(len(plans)), [len(plan.samples) for plan in plans])
     write_samples(folder, sample_batches(samples, classes, numbers, offsets), len(samples))

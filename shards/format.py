@@ -60,7 +60,10 @@ SAMPLES_SCHEMA = pa.schema(
     ]
 )
 
-ROW_GROUP = 1 << 14
+REPEATED = ["split", "label", "class", "group", "mode", "format", "shard"]
+"""Columns whose values come again and again; a dictionary of the others would be as large as they are."""
+
+ROW_GROUP = 1 << 13
 """Rows of the sample table that are written, and can be read, at a time."""
 
 REJECTED_COLUMNS = ("source", "class", "reason", "detail")
@@ -190,7 +193,7 @@ def write_samples(folder: Path, batches: Iterable[pa.RecordBatch], rows: int) ->
     with open_atomic(folder / "samples.npy") as index, open_atomic(folder / "samples.parquet") as file:
         # Not np.save: on a full disk it raises an OSError that does not say so.
         np.lib.format.write_array_header_1_0(index, header)
-        with pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd", use_dictionary=REPEATED) as writer:
             for table in _grouped(batches):
                 writer.write_table(table, row_group_size=ROW_GROUP)
                 part = np.empty(table.num_rows, dtype=INDEX_DTYPE)
