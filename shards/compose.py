@@ -108,7 +108,7 @@ def write_shards(plans: list[ShardPlan], workers: int, first: int = 0) -> tuple[
     written = [there or next(new) for there in done]
     list(new)  # lets the progress bar say its last word
     shards, offsets = [], [np.zeros(0, np.int64)]
-    for plan, (summary, places) in zip(plans, written, strict=True):
+    for plan, (summary, places, _) in zip(plans, written, strict=True):
         shards.append(ShardInfo(plan.path.name, plan.part, summary.samples, summary.bytes, summary.sha256, first))
         first += summary.samples
         offsets.append(np.array(places, np.int64))

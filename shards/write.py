@@ -53,17 +53,23 @@ class ShardPlan:
 
     def digest(self) -> str:
         """Return the digest of everything that the bytes of the shard depend on."""
-        digest = hashlib.sha256(f"{PLAN_VERSION}".encode())
+        digest = new_digest()
         for sample in self.samples:
-            digest.update(json.dumps(row(sample, self.classes)).encode())
+            digest.update(encoded(row(sample, self.classes)))
         return digest.hexdigest()
 
 
+def new_digest() -> hashlib._Hash:
+    """Return what a plan's digest begins with; the .json of each sample follows."""
+    return hashlib.sha256(f"{PLAN_VERSION}".encode())
+
+
 class Written(NamedTuple):
-    """A written shard: what it is as a file, and where in it each image begins."""
+    """A written shard: what it is as a file, where in it each image begins, and the digest of its plan."""
 
     summary: ShardSummary
     offsets: list[int]
+    plan: str
 
 
 def plan_shards(
@@ -101,7 +107,7 @@ def write_planned(plan: ShardPlan) -> Written:
     """Write one shard and its record, so that it need not be written again after a kill; errors as in `write_shard`."""
     written = write_shard(plan)
     if plan.record:
-        value = {"plan": plan.digest(), "summary": asdict(written.summary), "offsets": written.offsets}
+        value = {"plan": written.plan, "summary": asdict(written.summary), "offsets": written.offsets}
         with open_atomic(plan.record, "w", durable=False) as file:
             json.dump(value, file)
     return written
@@ -118,7 +124,7 @@ def finished(plan: ShardPlan) -> Written | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     same = size == summary.bytes and index_path(plan.path).exists() and value["plan"] == plan.digest()
-    return Written(summary, value["offsets"]) if same else None
+    return Written(summary, value["offsets"], value["plan"]) if same else None
 
 
 def write_shard(plan: ShardPlan) -> Written:
@@ -128,16 +134,18 @@ def write_shard(plan: ShardPlan) -> Written:
         BadInput: a file changed or vanished since it was examined.
         EnvironmentFault: the disk is full or fails, or a spool is damaged.
     """
-    offsets = []
+    offsets, digest = [], new_digest()
     with ShardWriter(plan.path) as writer:
         for sample in plan.samples:
+            said = encoded(row(sample, plan.classes))
+            digest.update(said)
             members = [
                 (EXTENSIONS[sample.image.format], _bytes(sample.image, plan.work)),
                 ("cls", str(sample.label).encode()),
-                ("json", encoded(row(sample, plan.classes))),
+                ("json", said),
             ]
             offsets.append(writer.add(sample.key, members)[0].offset)
-    return Written(writer.close(), offsets)
+    return Written(writer.close(), offsets, digest.hexdigest())
 
 
 def _bytes(image: Image, work: Path | None) -> bytes:
