@@ -55,6 +55,8 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
 
     if len(parsed.runs) > 2:
         raise BadInput(f"{len(parsed.runs)} runs", "RUN", "name one, or two to see side by side")
+    if len({path.resolve() for path in parsed.runs}) < len(parsed.runs):
+        raise BadInput("the same run twice", "RUN", "name two runs to see them side by side")
     login = find_login(parsed.login)
     limits = Limits(**{limit.name: getattr(parsed, f"max_{limit.name}") for limit in fields(Limits)})
     if find_spec("gradio") is None:

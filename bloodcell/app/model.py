@@ -25,6 +25,7 @@ class Model:
 
     Args:
         path: a run folder, or a lone model.safetensors.
+        name: what it is called on the page.
         device: where to compute.
         keep: share of the validation images that shall not be called uncertain, in (0, 1].
 
@@ -32,9 +33,9 @@ class Model:
         BadInput: no run, not finished, damaged.
     """
 
-    def __init__(self, path: Path, device: Device, keep: float) -> None:
+    def __init__(self, path: Path, name: str, device: Device, keep: float) -> None:
         self.classifier: Classifier = open_classifier(path, device, keep=keep)
-        self.name = path.resolve().name
+        self.name = name
         self.architecture = self.classifier.config.model.name
         self.card = _card(path)
         self._seen = seen_by(path)[0]

@@ -120,13 +120,13 @@ class Desk:
 def build(text: Text, desk: Desk, limits: Limits) -> gr.Blocks:
     """Return the page."""
     with gr.Blocks(title=text.heading, analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(_top(text), elem_id="top")
+        gr.HTML(_top(text), elem_id="top", apply_default_css=False)
         with gr.Row(elem_id="drops"):
             files = _field("Images", file_count="multiple", elem_id="images")
             folder = _field("A folder", file_count="directory", elem_id="folder")
-        gr.HTML(_said(limits), elem_id="limits")
+        gr.HTML(_said(limits), elem_id="limits", apply_default_css=False)
         button = gr.Button("Show drawn examples", elem_id="examples")
-        status, results = gr.HTML("", elem_id="status"), gr.HTML("", elem_id="results")
+        status, results = (gr.HTML("", elem_id=name, apply_default_css=False) for name in ("status", "results"))
         for name, card in text.cards:
             with gr.Accordion(f"Model card: {name}", open=False, elem_classes="card"):
                 gr.Markdown(card, sanitize_html=True, latex_delimiters=[])

@@ -127,7 +127,10 @@ def _prepared(options: Options, uploads: Uploads) -> tuple[Any, list[Model]]:
 def _opened(options: Options) -> list[Model]:
     from bloodcell.app.model import Model
 
-    return [Model(path, options.device, options.keep) for path in options.runs]
+    names = [path.resolve().name for path in options.runs]
+    if len(set(names)) < len(names):  # folders of one name: two seeds, say
+        names = [f"{path.resolve().parent.name} {path.resolve().name}" for path in options.runs]
+    return [Model(path, name, options.device, options.keep) for path, name in zip(options.runs, names, strict=True)]
 
 
 def _text(models: Sequence[Model]) -> Any:
