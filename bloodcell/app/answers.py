@@ -85,9 +85,7 @@ def _rgb(picture: Picture) -> Any:
 def _told(model: Model, pictures: Sequence[Picture], places: Sequence[int], squares: Sequence[Any]) -> Told:
     answers = model.answers(pictures)
     maps = model.maps([_rgb(pictures[place]) for place in places], [answers[place] for place in places])
-    drawn = [
-        overlay(cell, enlarged(heat, cell.shape[0]), SIDE) for cell, heat in zip(squares, maps, strict=bool(maps))
-    ]
+    drawn = [overlay(cell, enlarged(heat, cell.shape[0]), SIDE) for cell, heat in zip(squares, maps, strict=bool(maps))]
     return Told(model, answers, model.parts(answers), drawn)
 
 

@@ -32,7 +32,7 @@ class Login:
             given = base64.b64decode(value, validate=True) if kind.lower() == "basic" else b""
         except (binascii.Error, ValueError):
             given = b""
-        return any([hmac.compare_digest(given, one) for one in self._known])
+        return sum(hmac.compare_digest(given, one) for one in self._known) > 0
 
 
 def find_login(file: Path | None) -> Login | None:

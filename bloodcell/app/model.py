@@ -12,9 +12,7 @@ from bloodcell.explain.gradcam import GradCAM, Mapper
 from bloodcell.explain.rollout import Rollout, has_attention
 from bloodcell.predict.classifier import Answer, Classifier, Device, Picture, open_classifier
 from bloodcell.predict.seen import seen_by
-from bloodcell.report.card import RESEARCH, model_card
-from bloodcell.report.facts import facts_of
-from bloodcell.report.files import FILES, read_run
+from bloodcell.report.card import card_of
 from shards.errors import BadInput
 
 BLANK = (64, 64, 3)
@@ -37,7 +35,7 @@ class Model:
         self.classifier: Classifier = open_classifier(path, device, keep=keep)
         self.name = name
         self.architecture = self.classifier.config.model.name
-        self.card = _card(path)
+        self.card = card_of(path)
         self._seen = seen_by(path)[0]
         self.mapped, self._mapper = self._find_mapper()
 
@@ -77,13 +75,3 @@ class Model:
             return "Grad-CAM", GradCAM(network, blank)
         except BadInput:
             return "", None
-
-
-def _card(path: Path) -> str:
-    """Return the model card as Markdown: the one of the run folder, else made of what is known."""
-    if path.is_file():
-        return f"# {path.name}\n\n{RESEARCH} A lone weights file: nothing else is known of it.\n"
-    written = path / FILES["card"]
-    if written.exists():
-        return written.read_text(encoding="utf-8")
-    return model_card(facts_of(read_run(path), None, None))

@@ -15,10 +15,9 @@ import gradio as gr
 
 from bloodcell.app.limits import Limits
 from bloodcell.app.uploads import Uploads
+from bloodcell.report.card import RESEARCH
 from shards.document import plural
 from shards.images import IMAGE_SUFFIXES
-
-RESEARCH = "Research use only: not a medical device, not for diagnosis."
 
 Answerer = Callable[[Sequence[str], Sequence[Path]], tuple[str, str]]
 """Names and files to a summary and the HTML of the answers."""
@@ -141,26 +140,28 @@ def build(text: Text, desk: Desk, limits: Limits) -> gr.Blocks:
 def theme() -> gr.themes.Base:
     """Return the colours and fonts of the reports; no font is fetched."""
     plain = gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    fill, edge, text = "background_fill", "border_color", "text_color"
     colours = {
-        "var(--paper)": ("body_background_fill", "background_fill_primary", "block_background_fill", "button_primary_text_color"),
-        "var(--wash)": ("background_fill_secondary", "code_background_fill", "panel_background_fill", "block_label_background_fill"),
-        "var(--ink)": ("body_text_color", "block_label_text_color", "block_title_text_color", "accordion_text_color"),
-        "var(--soft)": ("body_text_color_subdued", "block_info_text_color"),
-        "var(--line)": ("border_color_primary", "block_border_color", "block_label_border_color", "panel_border_color"),
-        "var(--accent)": ("color_accent", "border_color_accent", "link_text_color", "link_text_color_hover", "link_text_color_active", "link_text_color_visited", "loader_color", "button_secondary_text_color"),
-    }  # fmt: skip
+        "var(--paper)": (f"body_{fill}", f"{fill}_primary", f"block_{fill}", f"button_secondary_{fill}"),
+        "var(--wash)": (f"{fill}_secondary", f"code_{fill}", f"panel_{fill}", f"block_label_{fill}"),
+        "var(--ink)": (f"body_{text}", f"block_label_{text}", f"block_title_{text}", f"accordion_{text}"),
+        "var(--soft)": (f"body_{text}_subdued", f"block_info_{text}"),
+        "var(--line)": (f"{edge}_primary", f"block_{edge}", f"block_label_{edge}", f"panel_{edge}"),
+        "var(--accent)": ("color_accent", f"{edge}_accent", "loader_color", f"link_{text}", f"button_secondary_{text}"),
+    }
     both = {name: colour for colour, names in colours.items() for name in names}
-    both |= {"button_secondary_background_fill": "var(--paper)", "button_secondary_background_fill_hover": "var(--wash)"}
-    both |= {"button_secondary_border_color": "var(--accent)"}
+    both |= {f"link_{text}_{when}": "var(--accent)" for when in ("active", "hover", "visited")}
+    both |= {f"button_secondary_{fill}_hover": "var(--wash)", f"button_secondary_{edge}": "var(--accent)"}
     known = inspect.signature(plain.set).parameters
     dark = {f"{name}_dark": colour for name, colour in both.items() if f"{name}_dark" in known}
     return plain.set(**both, **dark, block_shadow="none", block_border_width="1px")
 
 
-def css() -> str:
-    """Return the colours that the reports have too, and the page's own style."""
+def style() -> str:
+    """Return a <style>: the colours that the reports have too, and the page's own. Gradio would rewrite its `css`."""
     colours = resources.files("shards").joinpath("templates", "colours.css").read_text(encoding="utf-8")
-    return colours + resources.files("bloodcell.app").joinpath("templates", "app.css").read_text(encoding="utf-8")
+    own = resources.files("bloodcell.app").joinpath("templates", "app.css").read_text(encoding="utf-8")
+    return f"<style>{colours}{own}</style>"
 
 
 def _top(text: Text) -> str:

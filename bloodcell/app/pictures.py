@@ -1,4 +1,4 @@
-"""Uploaded files become pictures, within limits; what cannot be used gets its reason, and is not decoded to learn it."""
+"""Uploaded files become pictures, within limits; what cannot be used gets its reason."""
 
 from __future__ import annotations
 

@@ -45,6 +45,6 @@ def application(gr: Any, page: Any, pages: Any, uploads: Uploads) -> Any:
         enable_monitoring=False,
         show_error=True,
         theme=pages.theme(),
-        css=pages.css(),
+        head=pages.style(),
         js=pages.SETTLED,
     )

@@ -14,17 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
 from bloodcell.app.guard import Guard
 from bloodcell.app.limits import Limits
 from bloodcell.app.login import Login
 from bloodcell.app.uploads import Uploads
 from shards.console import say, warn
-from shards.drawing import CLASSES, SCENE, draw_smear, slide_look
 from shards.errors import BadInput
-from shards.textures import stream
+from shards.examplecells import draw_examples
 
 if TYPE_CHECKING:
     from bloodcell.app.model import Model
@@ -43,8 +39,6 @@ QUIET = {
 
 GRACE_SECONDS = 2
 """How long open connections of browsers may delay the end."""
-
-EXAMPLE_SIZE = 224
 
 
 @dataclass(frozen=True)
@@ -117,7 +111,7 @@ def _prepared(options: Options, uploads: Uploads) -> tuple[Any, list[Model]]:
         shown = answer(models, names, paths, options.limits)
         return shown.summary, shown.html
 
-    desk = pages.Desk(answerer, uploads, _drawn(uploads.folder / "examples"))
+    desk = pages.Desk(answerer, uploads, draw_examples(uploads.folder / "examples"))
     made = pages.build(_text(models), desk, options.limits)
     from bloodcell.app.routes import application
 
@@ -139,17 +133,8 @@ def _text(models: Sequence[Model]) -> Any:
     names = " and ".join(model.architecture for model in models)
     classes = list(dict.fromkeys(name for model in models for name in model.classifier.classes))
     shown = ", ".join(classes[:20]) + (f" and {len(classes) - 20} more" if len(classes) > 20 else "")
-    lead = f"Drop pictures of single cells. Each is called one of {len(classes)} classes, also one that shows none of them: {shown}."
+    lead = f"Drop pictures of single cells. Each is called one of {len(classes)} classes: {shown}."
     return Text(f"Blood cells, read by {names}", lead, [(model.name, model.card) for model in models])
-
-
-def _drawn(folder: Path) -> Path:
-    """Draw one cell of each drawn class into a folder; return it."""
-    folder.mkdir()
-    for number, name in enumerate(CLASSES):
-        picture = draw_smear(name, slide_look(0, number, 0), stream(0, SCENE, number), EXAMPLE_SIZE)
-        Image.fromarray(np.asarray(picture)).save(folder / f"drawn {name}.png")
-    return folder
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The folder of uploads: every request's files lie apart, and go when it is answered, when forgotten, and at the end."""
+"""The folder of uploads: each upload lies apart, and goes when it is answered, when forgotten, and at the end."""
 
 from __future__ import annotations
 
