@@ -65,9 +65,8 @@ def answer(models: Sequence[Model], names: Sequence[str], paths: Sequence[Path],
         "refused": [(names[place], one.reason) for place, one in enumerate(pictures) if one.rgb is None],
         "files": [_file(one, names) for one in told],
         "more": sum(picture.rgb is not None for picture in pictures) - len(places),
-        "summary": _summary(told, pictures),
     }
-    return Shown(content["summary"], _PAGES.get_template("answers.html").render(content))
+    return Shown(_summary(told, pictures), _PAGES.get_template("answers.html").render(content))
 
 
 def table(model: Model, names: Sequence[str], answers: Sequence[Answer], parts: Sequence[str]) -> bytes:
@@ -100,7 +99,7 @@ def _card(told: Sequence[Told], name: str, place: int, row: int, cell: Any) -> d
         }
         for one in told
     ]
-    labels = {opinion["answer"].label for opinion in opinions}
+    labels = {one.answers[place].label for one in told}
     return {"name": name, "picture": uri(cell, SIDE), "opinions": opinions, "disagree": len(labels) > 1}
 
 

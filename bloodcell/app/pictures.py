@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,7 +35,7 @@ def pictures_of(paths: Sequence[Path], limits: Limits) -> list[Picture]:
         if isinstance(found, bytes):
             pixels = _announced(found)
             if pixels > limits.megapixels * 1e6:
-                said = f"too large: {pixels / 1e6:,.0f} million pixels, limit {limits.megapixels:g} million"
+                said = f"too large: more than {limits.megapixels:g} million pixels"
                 found = Picture(None, hashlib.sha256(found).hexdigest(), said)
             elif pixels > room:
                 found = Picture(None, "", "not looked at: the images before it are as much as is looked at at once")
@@ -60,11 +61,12 @@ def _read(path: Path, place: int, limits: Limits) -> bytes | Picture:
 def _announced(data: bytes) -> int:
     """Return the pixels that the header of an image promises, 0 where no decoder knows it."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return image.width * image.height
+            with Image.open(io.BytesIO(data)) as image:
+                return image.width * image.height
     except Image.DecompressionBombError:
-        return 1 << 62
+        return sys.maxsize
     except Exception:  # decoders raise many kinds of error; looked() says which
         return 0
 

@@ -83,7 +83,12 @@ def serve(options: Options) -> None:
         )
         server = uvicorn.Server(config)
         server.capture_signals = contextlib.nullcontext  # type: ignore[assignment]  # ours end it and go on behind it
-        threading.Thread(target=lambda: (end.wait(), setattr(server, "should_exit", True)), daemon=True).start()
+
+        def finish() -> None:
+            end.wait()
+            server.should_exit = True
+
+        threading.Thread(target=finish, name="end", daemon=True).start()
         for model in models:
             for note in model.classifier.certainty.notes:
                 warn(f"{model.name}: {note}")

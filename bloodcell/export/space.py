@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -124,7 +125,7 @@ def running(folder: Path) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
                 asked.write(f"{file}\n")
                 asked.flush()
             line = told.readline()
-            said = json.loads(line) if line else {"error": "it ended"}
+            said: dict[str, Any] = json.loads(line) if line else {"error": "it ended"}
             if "error" in said:
                 raise CheckFailed(f"the Space's app.py does not answer: {said['error']}", folder, "do not use it")
             return np.array([list(said["probabilities"].values())], dtype=np.float32)

@@ -43,8 +43,8 @@ def pixels(path: str) -> np.ndarray:
         Unusable: it is no image, is damaged, or has more than MAX_PIXELS.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Unusable(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             image.load()
