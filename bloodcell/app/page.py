@@ -44,21 +44,17 @@ SETTLED = """
 """Run once in the browser: what changes is announced, and the fields have names of their own."""
 
 
-def _field(label: str, **how: Any) -> gr.File:
-    """Return Gradio's file field, made to hand on (name for people, path) and to make no files of its own.
+def _named(field: gr.File, file: Any) -> tuple[str, Path]:
+    """Return (name for people, path) of an uploaded file.
 
-    Not a subclass: beside the source of such a class Gradio would write a file.
+    In place of Gradio's own step, which knows no name and leaves an empty file behind for each upload. Not in a
+    subclass, beside whose source Gradio would write a file, nor on an instance, which each visitor gets anew.
     """
-    field = gr.File(label=label, height=160, **how)
+    field.temp_files.discard(file.path)
+    return file.orig_name or Path(file.path).name, Path(file.path)
 
-    def preprocess(payload: Any) -> list[tuple[str, Path]]:
-        files = [] if payload is None else list(payload)
-        for file in files:
-            field.temp_files.discard(file.path)
-        return [(file.orig_name or Path(file.path).name, Path(file.path)) for file in files]
 
-    field.preprocess = preprocess
-    return field
+gr.File._process_single_file = _named
 
 
 @dataclass(frozen=True)
@@ -121,8 +117,8 @@ def build(text: Text, desk: Desk, limits: Limits) -> gr.Blocks:
     with gr.Blocks(title=text.heading, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(_top(text), elem_id="top", apply_default_css=False)
         with gr.Row(elem_id="drops"):
-            files = _field("Images", file_count="multiple", elem_id="images")
-            folder = _field("A folder", file_count="directory", elem_id="folder")
+            files = gr.File(label="Images", file_count="multiple", height=160, elem_id="images")
+            folder = gr.File(label="A folder", file_count="directory", height=160, elem_id="folder")
         gr.HTML(_said(limits), elem_id="limits", apply_default_css=False)
         button = gr.Button("Show drawn examples", elem_id="examples")
         status, results = (gr.HTML("", elem_id=name, apply_default_css=False) for name in ("status", "results"))

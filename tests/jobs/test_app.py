@@ -51,7 +51,7 @@ class Server:
 def server(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`bloodcell app one two`, with a login and with a proxy that leads nowhere."""
     place = tmp_path_factory.mktemp("app")
-    nowhere = {name: "http://127.0.0.1:9" for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")}
+    nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:9")
     environment = {**os.environ, **nowhere, "TMPDIR": str(place), "BLOODCELL_APP_LOGIN": ":".join(LOGIN)}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ["PYTHONPATH"]])
     log = place / "log.txt"
@@ -258,10 +258,11 @@ def test_a_folder_is_taken_on_a_phone_without_sideways_scrolling(
 
 
 def test_the_keyboard_is_enough(chromium: Any, server: Server, drawn: Path) -> None:
-    focus = (
-        "(() => { const one = document.activeElement, style = getComputedStyle(one); return [one.getAttribute("
-        "'aria-label') || one.innerText.trim(), style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) > 0]})()"
-    )
+    focus = """(() => {
+        const one = document.activeElement, style = getComputedStyle(one);
+        const name = one.getAttribute("aria-label") || one.innerText.trim();
+        return [name, style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0];
+    })()"""
     with visit(chromium, server, 1000) as seen:
         page = seen.page
         page.wait_for_selector("#folder [aria-label='Choose or drop a folder of images']")
