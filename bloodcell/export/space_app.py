@@ -91,7 +91,7 @@ def page() -> Any:
     with gr.Blocks(title="Blood cells", analytics_enabled=False) as blocks:
         gr.Markdown(f"# Blood cells\n{RESEARCH}\n\nGive the picture of a single cell.")
         with gr.Row():
-            image = gr.Image(type="filepath", label="Cell", sources=["upload", "clipboard"])
+            image = gr.Image(type="filepath", image_mode=None, label="Cell", sources=["upload", "clipboard"])
             with gr.Column():
                 label = gr.Label(label="Probability of each class", num_top_classes=12)
                 note = gr.Markdown()
