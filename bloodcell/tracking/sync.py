@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bloodcell.tracking.metrics_log import read_metrics
+from bloodcell.tracking.results import Gather
 from bloodcell.tracking.view import one_line
 from bloodcell.tracking.wandb_view import KEY_FIX, WandbRun, WandbView, client, end_client, is_refusal, run_id
 from shards.atomic import write_json
@@ -19,31 +19,20 @@ FILE = "synced.json"
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A confusion matrix of counts, rows true, columns predicted, of one split."""
-
-    split: str
-    classes: list[str]
-    matrix: list[list[int]]
-
-
-@dataclass(frozen=True)
 class Standing:
     """How far a run is.
 
     Attributes:
         until: records up to this step will stay as they are; None: all of them, the run has ended.
         outcome: of the last attempt ("done", "preempted", …); None while it runs.
-        summary: final values by name.
-        charts: to draw.
-        pages: files to keep beside the run.
+        said: why it stopped; "" for a run that is done, or runs.
+        results: what it has to show when it has ended.
     """
 
     until: int | None
     outcome: str | None
-    summary: dict[str, Any]
-    charts: Sequence[Chart]
-    pages: Sequence[Path]
+    said: str
+    results: Gather
 
 
 @dataclass(frozen=True)
@@ -81,7 +70,7 @@ def send(run: Path, config: dict[str, Any], filed: WandbRun, standing: Standing)
         for number in range(begin, len(records)):
             view.log(records[number], number)
         if finished:
-            _end(view, standing)
+            _end(view, run.resolve().name, standing)
         url = view.url
         whole = view.finish(0 if standing.outcome in ("done", None) else 1)
     if not whole:
@@ -92,12 +81,11 @@ def send(run: Path, config: dict[str, Any], filed: WandbRun, standing: Standing)
     return Sent(max(0, len(records) - begin), len(records), finished, url)
 
 
-def _end(view: WandbView, standing: Standing) -> None:
-    for chart in standing.charts:
-        view.confusion(chart.split, int(standing.summary.get("step", 0)), chart.classes, chart.matrix)
-    view.summary({**standing.summary, "outcome": standing.outcome})
-    for page in standing.pages:
-        view.save(page)
+def _end(view: WandbView, name: str, standing: Standing) -> None:
+    view.results(standing.results)
+    view.summary({"outcome": standing.outcome})
+    if standing.outcome != "done":
+        view.alert(f"{name}: {standing.outcome}", standing.said, standing.outcome == "failed")
 
 
 def _open(run: Path, config: dict[str, Any], filed: WandbRun, folder: Path) -> WandbView:
