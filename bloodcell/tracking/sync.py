@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from bloodcell.tracking.metrics_log import read_metrics
-from bloodcell.tracking.results import Gather
+from bloodcell.tracking.results import Gather, Results
 from bloodcell.tracking.view import one_line
 from bloodcell.tracking.wandb_view import KEY_FIX, WandbRun, WandbView, client, end_client, is_refusal, run_id
 from shards.atomic import write_json
 from shards.errors import BadInput, EnvironmentFault
 
 FILE = "synced.json"
+AGAIN = "start again: nothing is sent twice"
 
 
 @dataclass(frozen=True)
@@ -69,20 +70,22 @@ def send(run: Path, config: dict[str, Any], filed: WandbRun, standing: Standing)
         view = _open(run, config, filed, Path(scratch))
         for number in range(begin, len(records)):
             view.log(records[number], number)
-        if finished:
-            _end(view, run.resolve().name, standing)
-        url = view.url
-        whole = view.finish(0 if standing.outcome in ("done", None) else 1)
+        found = standing.results() if finished else None
+        try:
+            if found is not None:
+                _end(view, run.resolve().name, standing, found)
+            url, whole = view.url, view.finish(0 if standing.outcome in ("done", None) else 1)
+        except Exception as error:  # the client fails in many ways
+            view.abandon()
+            raise EnvironmentFault(f"W&B did not take everything: {one_line(error)}", run, AGAIN) from None
     if not whole:
-        raise EnvironmentFault(
-            f"W&B did not take everything in {filed.finish_timeout:g} s", run, "start again: nothing is sent twice"
-        )
+        raise EnvironmentFault(f"W&B did not take everything in {filed.finish_timeout:g} s", run, AGAIN)
     write_json(note, {"records": len(records), "finished": finished, "url": url})
     return Sent(max(0, len(records) - begin), len(records), finished, url)
 
 
-def _end(view: WandbView, name: str, standing: Standing) -> None:
-    view.results(standing.results)
+def _end(view: WandbView, name: str, standing: Standing, found: Results) -> None:
+    view.results(lambda: found)
     view.summary({"outcome": standing.outcome})
     if standing.outcome != "done":
         view.alert(f"{name}: {standing.outcome}", standing.said, standing.outcome == "failed")
