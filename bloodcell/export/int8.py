@@ -23,7 +23,7 @@ from bloodcell.data.openset import OpenSet
 from bloodcell.export.formats import about, write
 from bloodcell.predict import Classifier
 from bloodcell.runfolder import RunFolder
-from shards.atomic import open_atomic
+from shards.atomic import disk_errors, open_atomic
 from shards.errors import BadInput
 
 CALIBRATION = 200
@@ -97,7 +97,7 @@ def write_int8(classifier: Classifier, run: Path, output: Path, bound: float) ->
         bound: percentage points of accuracy that may be lost on val and on test.
 
     Raises:
-        BadInput: the set is not there, or has no val and test.
+        BadInput: the set is not there, or has no val and test; the file cannot be written.
         EnvironmentFault: the disk is full or fails.
     """
     opened, fold = _set(run)
@@ -112,8 +112,13 @@ def write_int8(classifier: Classifier, run: Path, output: Path, bound: float) ->
         for name, value in notes.items():
             if name not in known:
                 model.metadata_props.append(onnx.StringStringEntryProto(key=name, value=value))
-        with open_atomic(output) as file:
-            file.write(model.SerializeToString())
+        try:
+            with disk_errors(output):
+                output.parent.mkdir(parents=True, exist_ok=True)
+                with open_atomic(output) as file:
+                    file.write(model.SerializeToString())
+        except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise BadInput(f"the file cannot be written: {error.strerror}", output, "choose another one") from error
         return _compared(plain, output, opened, fold, classifier.config.data.size, bound)
 
 
