@@ -18,7 +18,7 @@ import pytest
 
 from bloodcell.tracking import MetricsLog, Tracker, View, check_tracking, open_tracker, read_metrics
 from shards.errors import BadInput, EnvironmentFault
-from tests.bloodcell.wandb_server import KEY, Server
+from tests.bloodcell.wandb_server import KEY, Server, wandb_records
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,15 +70,6 @@ def session(run: Path, mode: str, steps: range, **more: Any) -> subprocess.Compl
     job = {"run": str(run), "mode": mode, "steps": list(steps), **more}
     command = [sys.executable, "-c", SESSION, json.dumps(job)]
     return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=run, timeout=120, check=False)
-
-
-def wandb_records(folder: Path) -> list[dict[str, Any]]:
-    """Read an offline run back with the reader of the client itself."""
-    reader = Path(sys.executable).with_name("wandb")
-    command = [str(reader), "leet", "inspect", "--json", str(folder)]
-    environment = {**os.environ, "WANDB_ERROR_REPORTING": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def offline_folders(run: Path) -> list[Path]:

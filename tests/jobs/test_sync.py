@@ -19,7 +19,7 @@ from bloodcell.tracking import read_metrics
 from bloodcell.tracking.names import METRICS
 from shards.errors import BadInput
 from tests.bloodcell.engine.runs import FAST, SMALL_NET, kill, records, start
-from tests.bloodcell.wandb_server import KEY, Kept, Server
+from tests.bloodcell.wandb_server import KEY, Kept, Server, wandb_records
 from tests.conftest import Done, bloodcell, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +141,14 @@ def test_unless_asked_names_and_hashes_alone_are_sent(killed_twice: tuple[Path, 
     assert [(one.kind, one.files) for one in found.artifacts] == [("dataset", {}), ("model", {})]
     assert not found.images
     assert not gather(folder, override(plain, {"tracking.artifacts": "off"})).artifacts
+
+
+def test_every_start_that_goes_on_alerts_whoever_watches(killed_twice: tuple[Path, Path]) -> None:
+    found = [record for path in (killed_twice[1] / "wandb").glob("offline-run-*") for record in wandb_records(path)]
+    alerts = [
+        (record["alert"]["title"], record["alert"]["text"].split(",")[0]) for record in found if "alert" in record
+    ]
+    assert sorted(alerts) == [("cells: started again", f"attempt {number}") for number in (2, 3)]
 
 
 def test_a_run_that_failed_alerts_whoever_watches(killed_twice: tuple[Path, Path], tmp_path: Path) -> None:
