@@ -160,7 +160,7 @@ def open_tracker(
         resume_step: the step of the checkpoint that the run goes on from; None at the beginning of a run.
         again: names that begin like this are measured again at that step.
         init_timeout: seconds that the W&B server has to answer; then the run goes on offline.
-        finish_timeout: seconds that the last data have to reach the W&B server.
+        finish_timeout: seconds that the results of a finished run, and then the last data, have to reach the server.
 
     Raises:
         BadInput: an explicit "online" without a usable API key; TensorBoard is asked for and not installed.

@@ -45,7 +45,8 @@ class WandbRun:
         group: runs that belong together, such as the folds of one experiment; None for none.
         job_type: the part that this run plays in its group; None for none.
         init_timeout: seconds that the server has to answer before the run goes on offline.
-        finish_timeout: seconds that the last data have to reach the server; what does not stays on disk.
+        finish_timeout: seconds that the results, and then the last data, have to reach the server; what does not
+            stays on disk.
     """
 
     project: str
