@@ -179,6 +179,7 @@ def _finish(job: Job, state: Progress) -> dict[str, Any]:
     for name, result in results.items():
         values = {f"{name}/{metric}": value["value"] for metric, value in result["metrics"].items()}
         job.tracker.summary({key: value for key, value in values.items() if value is not None})
+    feed("showing", state.step)  # a server may take its time limits
     job.tracker.results(lambda: gather(job.run, job.config))
     return results
 
