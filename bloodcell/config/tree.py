@@ -201,8 +201,8 @@ class TrackingConfig:
         "names",
         runtime=True,
     )
-    images: Annotated[int, Meta(ge=0, le=1000)] = about(
-        "test images to show in W&B: surest errors, then least sure ones; 0 sends none", 0, runtime=True
+    images: Annotated[int, Meta(ge=0)] = about(
+        "test images to show in W&B, 1,000 at most: surest errors, then least sure ones; 0 sends none", 0, runtime=True
     )
     log_every: Annotated[int, Meta(ge=1)] = about("steps between records", 10, runtime=True)
 

@@ -23,6 +23,9 @@ from bloodcell.tracking.results import Artifact, Chart, Curves, Results, Shown
 from shards.errors import BadInput, Unreadable
 from shards.format import read_dataset
 
+MOST = 1000
+"""Images of a table, whatever is asked for."""
+
 LARGEST_SIDE = 256
 """Side of the pictures in a table, pixels."""
 
@@ -96,7 +99,7 @@ def _images(config: Config, predictions: Predictions, most: int) -> Sequence[Sho
         return []
     sure, predicted = predictions.probabilities().max(axis=1), predictions.predicted()
     right = predicted == predictions.labels
-    order = np.lexsort((np.where(right, sure, -sure), right))[:most]
+    order = np.lexsort((np.where(right, sure, -sure), right))[: min(most, MOST)]
     names, found = predictions.classes, []
     for row in order.tolist():
         try:
