@@ -32,7 +32,7 @@ TRAINING = (
     *("--data.size", 32, "--data.micro_batch", 8, "--train.micro_batches", 2, "--train.epochs", 1),
     *("--tracking.wandb", "off", "--engine.threads", 1),
 )
-SMALLER = {"train": TRAINING, "bench scale": ("--index", 0), "explain": ("--images", 8)}
+SMALLER = {"train": TRAINING, "bench scale": ("--index", 0), "explain": ("--samples", 8)}
 """Verb -> what is added, so that it is done soon."""
 
 
