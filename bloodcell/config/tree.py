@@ -205,6 +205,14 @@ class TrackingConfig:
     group: str | None = about("W&B group, such as one cross-validation", None, runtime=True)
     job_type: str | None = about("W&B job type", None, runtime=True)
     tensorboard: bool = about("also write TensorBoard events", False, runtime=True)
+    artifacts: Literal["off", "names", "weights"] = about(
+        "W&B artifacts of a finished run: set and model by names and hashes, or with the best weights",
+        "names",
+        runtime=True,
+    )
+    images: Annotated[int, Meta(ge=0)] = about(
+        "test images to show in W&B, 1,000 at most: surest errors, then least sure ones; 0 sends none", 0, runtime=True
+    )
     log_every: Annotated[int, Meta(ge=1)] = about("steps between records", 10, runtime=True)
 
 
