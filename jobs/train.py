@@ -142,6 +142,7 @@ def settle(
         BadInput: no set, or the run belongs to another recipe, config or set; the difference is in the message.
     """
     from bloodcell.data.shardset import ShardSet
+    from bloodcell.engine.batches import check_window
     from bloodcell.engine.caching import choose_cache
     from bloodcell.engine.resolve import as_stored, resolve
     from bloodcell.runfolder import RunFolder, check_same, default_path
@@ -172,6 +173,8 @@ def settle(
             say(f"decoded images are not kept: {choice.why}")
         config = override(config, {"data.cache": choice.place})
     config = choose(config, shards, ranks, here=machine is None)
+    if machine is None:
+        check_window(config, shards, ranks)
     where = staged(shards.info) or Path(config.data.set)
     return config, folder, {"config": encode(config), **content}, replace(shards, folder=where)
 
@@ -179,8 +182,8 @@ def settle(
 def choose(config: Config, shards: ShardSet, ranks: Ranks, here: bool) -> Config:
     """Return the config with micro-batch and compiling decided; the former only where the run will be (`here`)."""
     from bloodcell.engine.batch_size import choose_micro_batch
+    from bloodcell.engine.batches import make_order
     from bloodcell.engine.compiling import choose_compile
-    from bloodcell.engine.setup import make_order
 
     order = make_order(override(config, {"data.micro_batch": config.data.micro_batch or 1}), shards)
     images = order.steps_per_epoch * order.global_batch

@@ -60,6 +60,15 @@ class DataConfig:
         "into engine.memory) and leaves an epoch 20 steps, found once",
         32,
     )
+    reader: Literal["plan", "stream", "webdataset"] = about(
+        "how samples are found: plan (any sample at any time, shuffled over the whole split), stream (shards in a "
+        "drawn order, from front to back, shuffled inside windows) or webdataset (the same order, read by that "
+        "library, without DALI)",
+        "plan",
+    )
+    window: Annotated[int, Meta(ge=1)] = about(
+        "samples that stream and webdataset hold and shuffle for each of a rank's micro-batches in a step", 4096
+    )
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
     backend: Literal["auto", "dali", "cpu"] = about(
         "who decodes and augments: DALI, or a pool of threads on the CPU; auto is cpu where there is no GPU and it has "
@@ -73,7 +82,7 @@ class DataConfig:
         runtime=True,
     )
     cache_share: Annotated[float, Meta(gt=0, le=1)] = about(
-        "part of the free memory (of the GPU or the node) that decoded images may take", 0.5, runtime=True
+        "part of the free memory (of the GPU or the node) that decoded images, or windows, may take", 0.5, runtime=True
     )
     check: bool = about("compare the checksum of every image read with the index", True)
     on_error: Literal["stop", "skip"] = about(
@@ -212,6 +221,14 @@ class TrackingConfig:
     group: str | None = about("W&B group, such as one cross-validation", None, runtime=True)
     job_type: str | None = about("W&B job type", None, runtime=True)
     tensorboard: bool = about("also write TensorBoard events", False, runtime=True)
+    artifacts: Literal["off", "names", "weights"] = about(
+        "W&B artifacts of a finished run: set and model by names and hashes, or with the best weights",
+        "names",
+        runtime=True,
+    )
+    images: Annotated[int, Meta(ge=0)] = about(
+        "test images to show in W&B, 1,000 at most: surest errors, then least sure ones; 0 sends none", 0, runtime=True
+    )
     profile: bool = about(
         "trace a few steps at the start and account for where their time goes, in RUN/profile", False, runtime=True
     )

@@ -56,7 +56,8 @@ class _Pool:
         """Return float32 [pictures, size, size, 3], or [pictures, 3, size, size] if the view is not channels_last."""
         size = self._view.size
         shape = (size, size, 3) if self._view.channels_last else (3, size, size)
-        images = torch.empty((len(pictures), *shape))
+        with torch.inference_mode(False):  # else the pool's threads, which are not in that mode, may not write to it
+            images = torch.empty((len(pictures), *shape))
 
         def render(row: int) -> None:
             plain = np.require(pictures[row], requirements=("C", "W"))

@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
-from torch.nn import functional
 
 from bloodcell.config import Config, DataConfig, EngineConfig, ModelConfig
-from bloodcell.data.pipeline import View
+from bloodcell.data.pixels import Pixels
 from bloodcell.data.policies import find_policy
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.evaluate import MODEL_FILE, load_model
@@ -151,28 +150,27 @@ def about_set(encoder: Encoder, shards: ShardSet, augmented: int = 0) -> dict[st
 def encode_files(encoder: Encoder, items: Sequence[Item]) -> FeatureTable:
     """Return the features of image files; what cannot be decoded has no row, and is counted in a warning.
 
-    The picture is the largest central square, as of a set's images; where its edge would fall between two pixels it is
-    rounded down.
+    The pixels are those that the same file has in a shard set.
 
     Raises:
         BadInput: no image can be decoded.
     """
-    config, view = encoder.config, make_view(encoder.config)
+    batch, threads = encoder.config.data.micro_batch, encoder.config.data.threads
+    pixels = Pixels(make_view(encoder.config), batch, threads, encoder.device)
     seen: list[Item] = []
     values: list[torch.Tensor] = []
-    total = -(-len(items) // config.data.micro_batch)
     with (
-        ThreadPoolExecutor(config.data.threads) as pool,
+        ThreadPoolExecutor(threads) as pool,
         evaluating(encoder.model),
         tapped(encoder.model) as tap,
         torch.inference_mode(),
     ):
-        for chunk in progress(chunked(items, config.data.micro_batch), "computing features", total):
-            shown = list(pool.map(lambda item: show(item.path, view), chunk))
-            whole = [(item, image) for item, image in zip(chunk, shown, strict=True) if image is not None]
-            if whole:
-                seen += [item for item, _ in whole]
-                values.append(tap(_normalised([image for _, image in whole], view, encoder.device)).cpu())
+        for chunk in progress(chunked(items, batch), "computing features", -(-len(items) // batch)):
+            decoded = list(pool.map(_decoded, chunk))
+            pictures = [rgb for rgb in decoded if rgb is not None]
+            if pictures:
+                seen += [item for item, rgb in zip(chunk, decoded, strict=True) if rgb is not None]
+                values.append(tap(pixels(pictures))[: len(pictures)].cpu())
     if not seen:
         raise BadInput("no image can be decoded", items[0].path.parent, "`bloodcell scan` says why")
     if len(seen) < len(items):
@@ -190,23 +188,8 @@ def encode_files(encoder: Encoder, items: Sequence[Item]) -> FeatureTable:
     return FeatureTable(pa.table(rows), torch.cat(values).numpy(), encoder.about)
 
 
-def show(path: Path, view: View) -> torch.Tensor | None:
-    """Return the central square of an image file at the view's size, float32 [3, size, size], 0..255, None if unusable.
-
-    As the readers of a set make it: scaled with antialiasing and rounded to whole values.
-    """
+def _decoded(item: Item) -> np.ndarray | None:
     try:
-        rgb = decode(path.read_bytes())[0]
+        return decode(item.path.read_bytes())[0]
     except (UnusableImageError, OSError):
         return None
-    side = min(rgb.shape[:2])
-    top, left = (rgb.shape[0] - side) // 2, (rgb.shape[1] - side) // 2
-    square = torch.from_numpy(rgb[top : top + side, left : left + side].copy()).permute(2, 0, 1).float()
-    scaled = functional.interpolate(square[None], (view.size, view.size), mode="bilinear", antialias=True)
-    return scaled[0].round().clamp(0, 255)
-
-
-def _normalised(images: list[torch.Tensor], view: View, device: torch.device) -> torch.Tensor:
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (view.mean, view.std))
-    layout = torch.channels_last if view.channels_last else torch.contiguous_format
-    return ((torch.stack(images) - mean) / std).contiguous(memory_format=layout).to(device)
