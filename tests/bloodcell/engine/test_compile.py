@@ -102,6 +102,7 @@ def test_a_compiled_run_resumes_to_the_bit_and_keeps_its_names(
     def train(name: str, compile: str) -> int:
         flags = ("--run", tmp_path / name, "--engine.compile", compile)
         done = bloodcell("train", *words, *flags, fresh=True, timeout=900)
+        assert done.code in (0, 85), done.err
         return done.code
 
     assert train("eager", "off") == 0
