@@ -15,6 +15,7 @@ from jobs.bench.campaign import FAILURES, Campaign, Extent
 from jobs.bench.injuries import INJURIES, small_disk
 from jobs.bench.result import Result, Row, measured, show
 from jobs.bench.resuming import resumed
+from jobs.data import stoppable
 from shards.errors import BadInput, CheckFailed
 
 QUICK = Extent(10, 5, apart=8, stall=8.0, early=0.0)
@@ -33,7 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_arguments(args: argparse.Namespace) -> Result:
     """Run the campaign as the flags say; arguments and errors as in `run`."""
-    extent = QUICK if args.quick else Extent(args.faults, args.per_run)
+    with stoppable():  # what is mounted and what runs is cleared away then too
+        return _run(QUICK if args.quick else Extent(args.faults, args.per_run), args)
+
+
+def _run(extent: Extent, args: argparse.Namespace) -> Result:
     if args.keep:
         if args.keep.exists():
             raise BadInput("the folder exists already", args.keep, "choose another --keep")
