@@ -137,6 +137,7 @@ def settle(
         BadInput: no set, or the run belongs to another recipe, config or set; the difference is in the message.
     """
     from bloodcell.data.shardset import ShardSet
+    from bloodcell.engine.batches import check_window
     from bloodcell.engine.caching import choose_cache
     from bloodcell.engine.resolve import resolve
     from bloodcell.runfolder import RunFolder, check_same, default_path
@@ -161,6 +162,8 @@ def settle(
         config = check_same(folder.config(), config, folder.path)
     else:
         config = resolve(wanted, ranks, machine)
+    if machine is None:
+        check_window(config, shards, ranks)
     if machine is None and (config.data.cache == "auto" or not folder.exists):
         choice = choose_cache(config, shards)  # refuses what is asked for and does not fit
         if config.data.cache == "auto" and choice.place == "off" and ranks.first:

@@ -56,6 +56,15 @@ class DataConfig:
         "what an epoch deals: natural, balanced, a number of samples for each class, or weights: ALL=1,HEM=2", "natural"
     )
     micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
+    reader: Literal["plan", "stream", "webdataset"] = about(
+        "how samples are found: plan (any sample at any time, shuffled over the whole split), stream (shards in a "
+        "drawn order, from front to back, shuffled inside windows) or webdataset (the same order, read by that "
+        "library, without DALI)",
+        "plan",
+    )
+    window: Annotated[int, Meta(ge=1)] = about(
+        "samples that stream and webdataset hold and shuffle for each of a rank's micro-batches in a step", 4096
+    )
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
     backend: Literal["auto", "dali", "cpu"] = about(
         "who decodes and augments: DALI, or a pool of threads on the CPU; auto is cpu where there is no GPU and it has "
@@ -69,7 +78,7 @@ class DataConfig:
         runtime=True,
     )
     cache_share: Annotated[float, Meta(gt=0, le=1)] = about(
-        "part of the free memory (of the GPU or the node) that decoded images may take", 0.5, runtime=True
+        "part of the free memory (of the GPU or the node) that decoded images, or windows, may take", 0.5, runtime=True
     )
     check: bool = about("compare the checksum of every image read with the index", True)
     on_error: Literal["stop", "skip"] = about(

@@ -14,10 +14,11 @@ from bloodcell.data.leaving_out import LeftOut, consumed_digest
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.attempts import begin_attempt
+from bloodcell.engine.batches import make_order
 from bloodcell.engine.evaluate import evaluate_run, export_weights
 from bloodcell.engine.loading import loaded
 from bloodcell.engine.preemption import started
-from bloodcell.engine.setup import Job, make_order, prepare
+from bloodcell.engine.setup import Job, prepare
 from bloodcell.engine.shown import gather
 from bloodcell.engine.skipped import SKIPPED_FILE, describe_left_out
 from bloodcell.engine.train import Progress, train

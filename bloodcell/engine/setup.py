@@ -18,10 +18,10 @@ from bloodcell.data.order import BatchOrder, SamplingPlan
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
 from bloodcell.data.resident import DeviceCache, HostCache
-from bloodcell.data.sampling import dealt, describe, sampling_plan
+from bloodcell.data.sampling import dealt, describe
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
-from bloodcell.engine.batches import make_reading
+from bloodcell.engine.batches import describe_reader, make_order, make_reading
 from bloodcell.engine.caching import open_cache
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
@@ -207,13 +207,6 @@ def check_model(config: Config) -> nn.Module:
     return outline
 
 
-def make_order(config: Config, shards: ShardSet) -> BatchOrder:
-    """Return the order of the training samples."""
-    ranges = shards.ranges(shards.split_name("train", config.data.fold))
-    plan = sampling_plan(config.data.sampling, ranges, shards.index["label"], shards.info.classes)
-    return BatchOrder(plan, config.train.seed, config.data.micro_batch, config.train.micro_batches)
-
-
 def make_loss(config: Config, shards: ShardSet, plan: SamplingPlan) -> Loss:
     """Return the loss, weighted and adjusted by how often an epoch deals each class where the config asks for it."""
     info = shards.info
@@ -257,7 +250,8 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
     device = choose_device(ranks, config.engine.device)
     order = make_order(config, shards)
     plan = make_plan(config, order, ranks)
-    for line in (describe(order.plan, shards.info.classes), plan.sizes.describe()):
+    reader = describe_reader(config, shards, ranks)
+    for line in (describe(order.plan, shards.info.classes), plan.sizes.describe(), reader):
         if ranks.first and line:
             say(line)
     view = make_view(config)
