@@ -45,7 +45,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         "--int8-bound",
         type=float,
         default=1.0,
-        help="points of accuracy that int8 may cost on val and test together (1.0)",
+        help="points of accuracy that int8 may cost, val and test together (1.0)",
     )
     parser.epilog = EPILOG
 
@@ -97,7 +97,9 @@ def _int8(classifier: Classifier, parsed: argparse.Namespace) -> tuple[dict[str,
     ]
     if not found.passed:
         raise CheckFailed(
-            f"int8 costs more than {found.bound:g} points: {'; '.join(lines)}", parsed.output, "do not use it"
+            f"int8 costs {found.lost:.2f} points, more than {found.bound:g}: {'; '.join(lines)}",
+            parsed.output,
+            "do not use it",
         )
     slow, fast = found.rates
     lines.append(f"on one thread {fast:,.0f} images a CPU-second against {slow:,.0f}: {found.ratio:.2f} times")
