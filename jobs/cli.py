@@ -43,6 +43,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "compare": ("jobs.compare", "runs side by side on the same samples: differences, tests, disagreements"),
     "predict": ("jobs.predict", "what a run says about new images: a table, calibrated, with what is uncertain"),
     "export": ("jobs.export", "a run as a file for other programs: safetensors, ONNX, torch.export, compiled; checked"),
+    "app": ("jobs.app", "a run as a web page on this machine: drop images, see classes and certainty"),
     "soup": ("jobs.soup", "average the weights of runs of one architecture into a new run"),
     "explain": ("jobs.explain", "maps over images, a check for shortcuts, the map of the features of a run"),
     "report": ("jobs.evaluate", "write report.html of a run or a shard set again"),

@@ -18,6 +18,8 @@ safetensors    the weights with classes, preprocessing and config in the metadat
 onnx           a graph for onnxruntime and others; metadata_props hold classes, temperature and threshold
 torch-export   a torch.export program (torch.export.load)
 aot            compiled for this kind of machine (torch._inductor.aoti_load_package); takes minutes and a C++ compiler
+space          a folder that is a ready Hugging Face Space: page, ONNX graph, weights, model card, drawn examples; it
+               needs gradio, onnxruntime, numpy and pillow, neither torch nor bloodcell. Its own app.py is what is asked
 
 onnx, torch-export and aot take RGB images as they are decoded, uint8 [n, height, width, 3] of any size: the central
 square, scaling and normalisation are inside. They give logits and calibrated probabilities.
@@ -38,7 +40,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of export."""
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder, or the model.safetensors of one")
     parser.add_argument("--format", choices=list(FORMATS), required=True, help="what to write")
-    parser.add_argument("--output", type=Path, metavar="FILE", required=True, help="the file to write")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", required=True, help="the file to write (space: the folder)"
+    )
     parser.add_argument("--bound", type=float, default=1e-4, help="largest difference that counts as none (1e-4)")
     parser.add_argument("--int8", action="store_true", help="onnx: convolutions in whole numbers, for small networks")
     parser.add_argument(
@@ -53,7 +57,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Write and compare; return the result and the lines for people."""
     ending = FORMATS[parsed.format]
-    if parsed.output.suffix != ending:
+    if ending and parsed.output.suffix != ending:
         raise BadInput(
             f"a file of this format ends in {ending}", parsed.output, f"call it {parsed.output.stem}{ending}"
         )
@@ -77,8 +81,8 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     if not found.passed:
         raise CheckFailed(f"the file is not the run: {said}, bound {found.bound:g}", parsed.output, "do not use it")
     lines = [said, f"with the readers' own scaling: {found.whole:.1e}, another most likely class: {found.other}"]
-    value = {"file": str(parsed.output), "format": parsed.format, "bytes": parsed.output.stat().st_size}
-    return {**value, "check": asdict(found)}, [*lines, f"file: {parsed.output}"]
+    value = {"file": str(parsed.output), "format": parsed.format, "bytes": _size(parsed.output)}
+    return {**value, "check": asdict(found)}, [*lines, f"{'file' if ending else 'folder'}: {parsed.output}"]
 
 
 def _int8(classifier: Classifier, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
@@ -107,3 +111,8 @@ def _int8(classifier: Classifier, parsed: argparse.Namespace) -> tuple[dict[str,
     lines.append(f"file: {parsed.output}, {small / 2**20:.1f} MiB against {large / 2**20:.1f}")
     value = {"file": str(parsed.output), "format": "onnx", "bytes": small}
     return {**value, "check": asdict(found)}, lines
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())

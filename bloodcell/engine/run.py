@@ -15,6 +15,7 @@ from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.attempts import begin_attempt
 from bloodcell.engine.batches import make_order
+from bloodcell.engine.efficiency import efficiency, measured_ceiling
 from bloodcell.engine.evaluate import evaluate_run, export_weights
 from bloodcell.engine.loading import loaded
 from bloodcell.engine.preemption import started
@@ -177,12 +178,25 @@ def _finish(job: Job, state: Progress) -> dict[str, Any]:
         on_first_rank(job.ranks, lambda: export_weights(job.run, job.strategy.model, job.config, classes, fingerprint))
     splits = [name for name in ("val", "test") if job.has(name)]
     results = evaluate_run(job.run, job.config, job.shards, job.ranks, splits)
+    _tell_efficiency(job)
     for name, result in results.items():
         values = {f"{name}/{metric}": value["value"] for metric, value in result["metrics"].items()}
         job.tracker.summary({key: value for key, value in values.items() if value is not None})
     feed("showing", state.step)  # a server may take its time limits
     job.tracker.results(lambda: gather(job.run, job.config))
     return results
+
+
+def _tell_efficiency(job: Job) -> None:
+    """Say in status.json and the trackers how well the machine was used, where this start has trained."""
+    rate = job.status.values.get("images_per_s")
+    if not rate or not job.ranks.first:
+        return
+    ceiling = measured_ceiling(job.device, job.config.engine.precision)
+    found = efficiency(job.config, rate, job.ranks.world, ceiling)
+    job.status.update(efficiency=found)
+    told = {"images_per_s": rate, "data_wait": job.status.values["data_wait"], **found}
+    job.tracker.summary({f"train/{name}": value for name, value in told.items() if isinstance(value, float)})
 
 
 def failure(run: RunFolder, status: Status, code: int, problem: Exception) -> None:
