@@ -30,7 +30,7 @@ own scaling is at most one level of 255 apart in a few pixels.
 
 --int8 quantises the ONNX graph behind its first convolution (static, per channel; ranges from up to 200 training
 images). No two pixels are the same then, so accuracy decides: up to 2,000 images each of val and test are judged by
-both files, and speed is measured by turns. Beyond --int8-bound points lost on either split: exit code 1.
+both files, and speed is measured by turns. Beyond --int8-bound points lost on both together: exit code 1.
 
 --json: {file, format, bytes, check: {images, of, difference, whole, other, bound}}; exit code 1 beyond the bound;
 with --int8 check: {splits: {split: {images, float32, int8, alike}}, rates, ratio, bytes, bound}"""
@@ -46,7 +46,10 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bound", type=float, default=1e-4, help="largest difference that counts as none (1e-4)")
     parser.add_argument("--int8", action="store_true", help="onnx: convolutions in whole numbers, for small networks")
     parser.add_argument(
-        "--int8-bound", type=float, default=1.0, help="points of accuracy that int8 may cost on val and test (1.0)"
+        "--int8-bound",
+        type=float,
+        default=1.0,
+        help="points of accuracy that int8 may cost, val and test together (1.0)",
     )
     parser.epilog = EPILOG
 
@@ -98,7 +101,9 @@ def _int8(classifier: Classifier, parsed: argparse.Namespace) -> tuple[dict[str,
     ]
     if not found.passed:
         raise CheckFailed(
-            f"int8 costs more than {found.bound:g} points: {'; '.join(lines)}", parsed.output, "do not use it"
+            f"int8 costs {found.lost:.2f} points, more than {found.bound:g}: {'; '.join(lines)}",
+            parsed.output,
+            "do not use it",
         )
     slow, fast = found.rates
     lines.append(f"on one thread {fast:,.0f} images a CPU-second against {slow:,.0f}: {found.ratio:.2f} times")

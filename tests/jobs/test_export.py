@@ -132,7 +132,7 @@ def test_int8_is_judged_on_images_that_it_never_saw(one: Path, tmp_path: Path) -
 
 def test_int8_that_loses_too_much_or_cannot_be_judged_is_refused(one: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    with pytest.raises(CheckFailed, match="int8 costs more than"):
+    with pytest.raises(CheckFailed, match="int8 costs"):
         export(one, "onnx", tmp_path / "small.onnx", "--int8", "--int8-bound", -100)
     with pytest.raises(BadInput, match="ONNX alone"):
         export(one, "torch-export", tmp_path / "small.pt2", "--int8")
