@@ -22,6 +22,9 @@ from shards.images import IMAGE_SUFFIXES
 Answerer = Callable[[Sequence[str], Sequence[Path]], tuple[str, str]]
 """Names and files to a summary and the HTML of the answers."""
 
+SESSIONS = 8
+"""Visitors whose last answers Gradio keeps in memory; it asks for none of them again, and would keep 10,000."""
+
 SETTLED = """
 () => {
   for (const [id, role] of [["status", "status"], ["results", "region"]]) {
@@ -129,6 +132,7 @@ def build(text: Text, desk: Desk, limits: Limits) -> gr.Blocks:
         files.upload(desk.images, files, [status, results, files], api_name="classify", **turn)
         folder.upload(desk.folder, folder, [status, results, folder], api_name="classify_folder", **turn)
         button.click(desk.examples, None, [status, results], api_name="examples", **turn)
+    page.state_session_capacity = SESSIONS
     page.queue(max_size=limits.waiting, default_concurrency_limit=1)
     return page
 
