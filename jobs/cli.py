@@ -34,6 +34,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "cancel": ("jobs.status", "end the job of a run"),
     "requeue": ("jobs.status", "queue the job of a run again; it goes on from its checkpoint"),
     "sync": ("jobs.sync", "send runs that were tracked without a network to W&B"),
+    "dashboard": ("jobs.dashboard", "save a W&B workspace for a project: is it learning, is it fast, is it right"),
     "stage": ("jobs.stage", "copy the shards that a run reads to a disk of this node"),
     "doctor": ("jobs.doctor.cli", "is this machine, or are a cluster's nodes, fit for training? green and red"),
     "sweep": ("jobs.sweep.cli", "search for good settings of a recipe: random, Hyperband, ASHA, TPE"),

@@ -13,12 +13,11 @@ order of operations, so the result is the same on every machine.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.features import ORIENTATIONS, orient
+from shards.parallel import threaded
 from shards.spooled import Records
 
 _PER_TASK = 1024  # pairs that a thread is given at a time
@@ -60,8 +59,7 @@ def compare(
             moving[chosen] = orient(moving[chosen], orientation)
         return aligned_correlation(first[a[part]], moving)
 
-    with ThreadPoolExecutor(workers) as pool:
-        return np.concatenate([np.zeros(0), *pool.map(block, range(0, len(a), _PER_TASK))])
+    return np.concatenate([np.zeros(0), *threaded(block, range(0, len(a), _PER_TASK), workers)])
 
 
 def aligned_correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:

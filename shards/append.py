@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from shards.atomic import disk_errors, open_atomic
 from shards.chunks import Chunk, cut, load
@@ -23,7 +23,7 @@ from shards.divide import judge
 from shards.errors import BadInput, nearest
 from shards.examine import KEPT, Packed, Reject
 from shards.extend import Joined, Standing, extend
-from shards.format import DatasetInfo, read_dataset, read_samples, write_dataset, write_samples
+from shards.format import DatasetInfo, read_batches, read_dataset, read_samples, write_dataset, write_samples
 from shards.pack import Packing, PackOptions, examine_chunks, identified, request, result
 from shards.report import write_set_report
 from shards.samples import Samples
@@ -32,7 +32,7 @@ from shards.sources.gather import gathered
 from shards.treat import Treatment
 from shards.ways import named_splits, shares_record
 from shards.work import Work, alone, going_on
-from shards.write import ShardPlan, plan_shards, sample_table
+from shards.write import ShardPlan, plan_shards, sample_batches
 
 OF_THE_SET = ("split", "folds", "seed", "keep_splits", "near", *(leaf.name for leaf in fields(Treatment)))
 """Options that a set keeps: what joins it is treated and divided like what is in it."""
@@ -190,8 +190,8 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
         _clear(growth, plans)
         shards, offsets = write_shards(plans, packing.workers, info.total)
         numbers = len(info.shards) + np.repeat(np.arange(len(plans)), [len(plan.samples) for plan in plans])
-        new = sample_table(joined.samples, info.classes, numbers, offsets)
-        write_samples(folder, pa.concat_tables([read_samples(folder, None, info), new]))
+        new = sample_batches(joined.samples, info.classes, numbers, offsets)
+        write_samples(folder, chain(read_batches(folder, info), new), len(everything))
         _write_rejected(folder / "rejected.csv", info.rejected, joined.rejected)
         entry = {
             "source": as_text(Path(packing.source.resolve().name)),

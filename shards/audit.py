@@ -15,7 +15,6 @@ share that it finds is reported.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,8 +25,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
+from shards.heap import give_back
 from shards.lowfrequency import SIDE, alike, describe, turned
-from shards.spooled import Records
+from shards.parallel import threaded
+from shards.spooled import Records, blocks
 
 CORRELATION = (
     0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
@@ -187,18 +188,21 @@ class _Search:
         self.descriptors = describe(thumbnails, self.copies, np.int16)
         self.cells = [np.zeros(len(self.descriptors), np.int32)]
         if not exhaustive:
-            points = _invariants(self.descriptors)
+            points = np.concatenate([_invariants(part) for part in blocks(self.descriptors)])
             self.cells = [_cells(points, _CELL, rng) for _ in range(_TREES)]
+        give_back()
 
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
         """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""
         rows = len(self.part)
         codes = np.zeros(0, np.int64)
-        with threadpool_limits(1), ThreadPoolExecutor(self.workers) as pool:
+        with threadpool_limits(1):
             for cells in self.cells:  # one after the other: the jobs of all of them would take much memory
                 jobs = list(self._jobs(cells))
                 self.compared += sum(len(few) * len(others) for few, others in jobs)
-                codes = np.unique(np.concatenate([codes, *pool.map(lambda job: self._similar(*job), jobs)]))
+                codes = np.unique(
+                    np.concatenate([codes, *threaded(lambda job: self._similar(*job), jobs, self.workers)])
+                )
         pairs, turns = np.divmod(codes, ORIENTATIONS)
         a, b = np.divmod(pairs, rows)
         values = compare(self.thumbnails, a, self.thumbnails, b, turns, workers=self.workers)
@@ -267,7 +271,8 @@ def _cells(points: NDArray, most: int, rng: np.random.RandomState) -> NDArray[np
             count += 1
             continue
         direction = np.asarray(rng.normal(size=points.shape[1]), np.float32)
-        order = np.argsort(points[members] @ direction, kind="stable")
+        along = np.concatenate([part @ direction for part in blocks(points, members)])
+        order = np.argsort(along, kind="stable")
         todo += [members[order[: len(members) // 2]], members[order[len(members) // 2 :]]]
     return cell
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from shards.chunks import Found
-from shards.duplicates import connected, exact_groups, near_pairs
+from shards.console import warn
+from shards.duplicates import LeftOut, connected, exact_groups, near_pairs
 from shards.examine import Reject, Seen
 from shards.seen import Images
 from shards.sources import Item
@@ -60,7 +61,8 @@ def clean(
     joined = _join_names(named, links)
     names = [joined.get(named[i], "") for i in keep.tolist()]
     features = chosen(features, keep)
-    pairs = near_pairs(features, workers=workers) if near else np.empty((0, 2), dtype=np.int64)
+    left_out = LeftOut()
+    pairs = near_pairs(features, workers=workers, left_out=left_out) if near else np.empty((0, 2), dtype=np.int64)
     groups, clusters = _group(kept, names, pairs)
     labels = kept.texts("label")
     findings: dict[str, object] = {
@@ -71,9 +73,22 @@ def clean(
         "largest_cluster": clusters["largest"],
         "near_contradictions": sum(labels[a] != labels[b] for a, b in ends(pairs).tolist()),
         "joined_groups": sum(name not in ("", old) for old, name in joined.items()),
+        **bounds(left_out),
     }
     rejected.sort(key=lambda reject: reject.item.source)
     return Cleaned(kept, features, groups, rejected, findings)
+
+
+def bounds(left_out: LeftOut) -> dict[str, object]:
+    """Return what the findings say of a search that had to leave pairs out; {} if it left out none."""
+    found: dict[str, object] = {}
+    if left_out.joined:
+        found["near_pairs_known"] = left_out.joined
+    if left_out.far:
+        found["near_pairs_bounded"] = "only the closest of each image or of the set"
+    if found:
+        warn("very many pictures are alike: not all pairs of them were compared; dataset.json says what was left out")
+    return found
 
 
 def join(cleaned: Cleaned, pairs: np.ndarray) -> Cleaned:

@@ -24,12 +24,13 @@ from shards.format import (
     write_dataset,
     write_samples,
 )
+from shards.heap import give_back
 from shards.parallel import map_ordered
 from shards.samples import Samples
 from shards.seen import Images
 from shards.tar import index_path
 from shards.ways import named_splits
-from shards.write import ShardPlan, Written, finished, sample_table, write_planned
+from shards.write import ShardPlan, Written, finished, sample_batches, write_planned
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ def compose(folder: Path, plans: list[ShardPlan], contents: Contents, workers: i
         EnvironmentFault: the disk is full or fails.
     """
     shards, offsets = write_shards(plans, workers)
+    give_back()
     samples, classes = contents.samples, contents.classes
     numbers = np.repeat(np.arange(len(plans)), [len(plan.samples) for plan in plans])
-    write_samples(folder, sample_table(samples, classes, numbers, offsets))
+    write_samples(folder, sample_batches(samples, classes, numbers, offsets), len(samples))
     with open(folder / "rejected.csv", "w", newline="", encoding="utf-8") as file:
         file.write(rejected_text(contents.cleaned.rejected))
     info = DatasetInfo(
@@ -106,7 +108,7 @@ def write_shards(plans: list[ShardPlan], workers: int, first: int = 0) -> tuple[
     written = [there or next(new) for there in done]
     list(new)  # lets the progress bar say its last word
     shards, offsets = [], [np.zeros(0, np.int64)]
-    for plan, (summary, places) in zip(plans, written, strict=True):
+    for plan, (summary, places, _) in zip(plans, written, strict=True):
         shards.append(ShardInfo(plan.path.name, plan.part, summary.samples, summary.bytes, summary.sha256, first))
         first += summary.samples
         offsets.append(np.array(places, np.int64))

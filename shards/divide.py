@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from shards.clean import Cleaned, join
 from shards.console import say, warn
 from shards.errors import BadInput
 from shards.fixedtest import beside, protect
+from shards.heap import give_back
 from shards.kept import keep_split
 from shards.samples import Samples
 from shards.sources.items import FIXED
@@ -40,6 +41,7 @@ def divide(
         if way.fixed:
             cleaned = protect(cleaned)
         samples, division, rows = _place(cleaned, classes, way, seed)
+        give_back()
         found = audit(
             samples.parts,
             samples.groups,
@@ -61,7 +63,7 @@ def _place(cleaned: Cleaned, classes: list[str], way: Way, seed: int) -> tuple[S
     Returns also each sample's position in `cleaned`.
     """
     images = cleaned.images
-    keys, parts = make_keys(images.sources()), images.texts("part")
+    keys, parts = make_keys(images.sources), images.texts("part")
     places = {name: place for place, name in enumerate(classes)}
     labels = np.array([places[name] for name in images.texts("label")], np.int64)
     if way.kept:
@@ -78,17 +80,19 @@ def _place(cleaned: Cleaned, classes: list[str], way: Way, seed: int) -> tuple[S
     return Samples(images.taken(order), taken, labels[order], groups, parts), division, order
 
 
-def make_keys(sources: Iterable[str], taken: Collection[str] = (), again: int = 0) -> list[str]:
+def make_keys(sources: Callable[[], Iterable[str]], taken: Collection[str] = (), again: int = 0) -> list[str]:
     """Turn paths into unique names of [a-z0-9_]+; paths that would share a name get a hash of the path behind it.
+
+    `sources` gives the paths, as often as it is asked to: they need not all be held at once.
 
     Names that are `taken` are not given; `again` makes other hashes, for paths that have come before.
     """
-    named = list(sources) if not isinstance(sources, Sequence) else sources
-    keys = [re.sub(r"[^a-z0-9]+", "_", source.rsplit(".", 1)[0].lower()).strip("_") for source in named]
+    keys = [re.sub(r"[^a-z0-9]+", "_", source.rsplit(".", 1)[0].lower()).strip("_") for source in sources()]
     twice = {one for one, other in pairwise(sorted(keys)) if one == other}
-    for place, slug in enumerate(keys):
+    for place, source in enumerate(sources()):
+        slug = keys[place]
         if not slug or len(slug) > KEY_LENGTH or slug in twice or slug in taken:
-            keys[place] = f"{slug[:KEY_LENGTH]}_{order_key(again, named[place]).hex()[:16]}".lstrip("_")
+            keys[place] = f"{slug[:KEY_LENGTH]}_{order_key(again, source).hex()[:16]}".lstrip("_")
     return keys
 
 

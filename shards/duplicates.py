@@ -7,8 +7,8 @@ pairs. Either way a pair is confirmed on its pixels, aligned (`shards.alignment`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,11 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from shards.alignment import compare
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, inverse
+from shards.heap import give_back
 from shards.lowfrequency import alike, describe
 from shards.nearhash import candidates
-from shards.spooled import Records, whole
+from shards.parallel import threaded
+from shards.spooled import Records, chosen, whole
 
 PAIR_DTYPE = np.dtype(
     [
@@ -40,7 +42,22 @@ _ROOM = 1 << 16  # similar pairs that are all aligned; of more than these
 _MOST = 8 * _ROOM  # similar pairs that a strip holds before it leaves out those that are too many
 _PER_IMAGE = 8  # at least the most similar ones of each image
 _COMPARED = 1 << 16  # pairs aligned before the next ones are looked at
+_PLENTY = 1 << 19  # candidates that are all compared: of more than these only what can still connect something
+_ENOUGH = 8  # pairs that an image is in before those within its cluster are left out
 _STRIP = 1024  # images compared with themselves and all later ones at a time
+
+
+@dataclass
+class LeftOut:
+    """What a search for near-duplicates left out because very many pictures are alike.
+
+    Attributes:
+        far: whether the least similar of the pairs that were too many were not compared.
+        joined: pairs that were not compared because both images were in pairs enough, and of one cluster already.
+    """
+
+    far: bool = False
+    joined: int = 0
 
 
 def exact_groups(digests: Sequence[str] | NDArray[np.bytes_]) -> list[list[int]]:
@@ -59,6 +76,7 @@ def near_pairs(
     min_contrast: float = 1.0,
     all_pairs: int = ALL_PAIRS,
     workers: int = 2,
+    left_out: LeftOut | None = None,
 ) -> NDArray[np.void]:
     """Find pairs of images that show the same field, in any of the eight orientations of the square.
 
@@ -70,24 +88,53 @@ def near_pairs(
         nothing.
         all_pairs: images up to which all pairs are compared; more are searched by their hashes.
         workers: threads. The result does not depend on it.
+        left_out: is told what was not looked at.
 
     Returns:
         Records of PAIR_DTYPE, one per pair of images, sorted by (a, b). Where a picture has very many copies not all of
         their pairs need be listed, but all copies are connected.
     """
+    left_out = left_out or LeftOut()
     busy = np.flatnonzero(whole(features["std"]).max(axis=1, initial=0) >= min_contrast)
     if len(busy) <= all_pairs:
-        codes = _similar(features["thumbnail"][busy], workers)
+        codes, left_out.far = _similar(features["thumbnail"][busy], workers)
     else:
-        codes = candidates(whole(features["hash"])[busy], workers=workers)
+        codes, left_out.far = candidates(whole(features["hash"])[busy], workers=workers)
+    give_back()
     least = default_correlation(len(busy)) if correlation is None else correlation
     found = [np.zeros(0, PAIR_DTYPE)]
+    for some in _worthwhile(codes, len(busy), found, left_out):
+        turns = some % ORIENTATIONS
+        a, b = _ends(some, len(busy))
+        thumbnails = chosen(features["thumbnail"], busy)
+        found.append(_confirmed(a, b, turns, compare(thumbnails, a, thumbnails, b, turns, workers=workers), least))
+    pairs = _best(np.concatenate(found))
+    pairs["a"], pairs["b"] = busy[pairs["a"]], busy[pairs["b"]]
+    return pairs
+
+
+def _worthwhile(
+    codes: NDArray[np.int64], images: int, found: list[NDArray[np.void]], left_out: LeftOut
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the codes to be compared, some thousand at a time; `found` are the pairs that were confirmed so far.
+
+    Of a crowd of m alike pictures not all m * m / 2 pairs are compared: once both images of a pair are in _ENOUGH
+    pairs and in one cluster, what it says is known. Clusters stay as they would be; only in a crowd are there that many
+    pairs.
+    """
+    if len(codes) <= _PLENTY:
+        yield from (codes[start : start + _COMPARED] for start in range(0, len(codes), _COMPARED))
+        return
+    cluster, seen = np.arange(images), np.zeros(images, np.int64)
     for start in range(0, len(codes), _COMPARED):
-        turns = codes[start : start + _COMPARED] % ORIENTATIONS
-        a, b = (busy[place] for place in _ends(codes[start : start + _COMPARED], len(busy)))
-        sure = compare(features["thumbnail"], a, features["thumbnail"], b, turns, workers=workers)
-        found.append(_confirmed(a, b, turns, sure, least))
-    return _best(np.concatenate(found))
+        some = codes[start : start + _COMPARED]
+        a, b = _ends(some, images)
+        known = (cluster[a] == cluster[b]) & (np.minimum(seen[a], seen[b]) >= _ENOUGH)
+        left_out.joined += int(known.sum())
+        yield some[~known]
+        for end in ("a", "b"):
+            np.add.at(seen, found[-1][end], 1)
+        cluster = connected(images, np.stack([cluster[found[-1]["a"]], cluster[found[-1]["b"]]], axis=1))[cluster]
 
 
 def default_correlation(images: int) -> float:
@@ -131,8 +178,11 @@ def connected(images: int, pairs: NDArray) -> NDArray[np.int64]:
     return result
 
 
-def _similar(thumbnails: NDArray[np.uint8], workers: int) -> NDArray[np.int64]:
-    """Return codes (a * images + b) * 8 + orientation, a < b, of the pairs with similar low frequencies."""
+def _similar(thumbnails: NDArray[np.uint8], workers: int) -> tuple[NDArray[np.int64], bool]:
+    """Return codes (a * images + b) * 8 + orientation, a < b, of the pairs with similar low frequencies.
+
+    Return also whether they were too many and only the closest of each image are among them.
+    """
     images, descriptors = len(thumbnails), describe(thumbnails)
     least = _SIMILAR[images > _SMALL]
 
@@ -148,11 +198,12 @@ def _similar(thumbnails: NDArray[np.uint8], workers: int) -> NDArray[np.int64]:
                 codes, values = _bounded(codes, values, images)
         return codes, values
 
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        strips = list(pool.map(strip, range(0, images, _STRIP)))
+    with threadpool_limits(1):
+        strips = list(threaded(strip, range(0, images, _STRIP), workers))
     codes = np.concatenate([np.zeros(0, np.int64), *(codes for codes, _ in strips)])
     values = np.concatenate([np.zeros(0, np.float32), *(values for _, values in strips)])
-    return np.sort(_bounded(codes, values, images)[0])
+    kept = np.sort(_bounded(codes, values, images)[0])
+    return kept, len(codes) > _ROOM
 
 
 def _bounded(

@@ -11,10 +11,10 @@ import numpy as np
 
 from shards.audit import Audit, audit
 from shards.chunks import Found
-from shards.clean import Cleaned, clean, ends
+from shards.clean import Cleaned, bounds, clean, ends
 from shards.console import say
 from shards.divide import MENDINGS, make_keys
-from shards.duplicates import connected, near_pairs
+from shards.duplicates import LeftOut, connected, near_pairs
 from shards.examine import Image, Reject
 from shards.report import NEAR
 from shards.samples import Sample, Samples
@@ -77,9 +77,10 @@ def extend(
     """
     old = standing.samples
     cleaned, links = _clean(standing, items, seen, dropped)
-    pairs = np.zeros((0, 2), np.int64)
+    pairs, left_out = np.zeros((0, 2), np.int64), LeftOut()
     if near:
-        pairs = ends(near_pairs(behind(standing.features, cleaned.features, "both.bin")))
+        both = behind(standing.features, cleaned.features, "both.bin")
+        pairs = ends(near_pairs(both, left_out=left_out))
     found = pairs
     for _ in range(MENDINGS):
         clusters = _clusters(old, cleaned, links, pairs)
@@ -92,7 +93,7 @@ def extend(
         say(f"the audit found {len(leaks)} near-duplicate pairs across parts: kept together, placing again")
         pairs = np.concatenate([pairs, np.array(leaks, np.int64)])
     everything = sorted([*cleaned.rejected, *rejected], key=lambda reject: reject.item.source)
-    findings = _findings(standing, cleaned, found, len(pairs) - len(found))
+    findings = _findings(standing, cleaned, found, len(pairs) - len(found)) | bounds(left_out)
     return Joined(
         _named(standing, cleaned, placed), everything, judged, findings, _deviation(standing, cleaned, placed)
     )
@@ -250,7 +251,7 @@ def _named(standing: Standing, cleaned: Cleaned, placed: Placed) -> Samples:
     """Return the new samples part by part, shuffled inside each part by the seed, under keys that the set has not."""
     taken = set(standing.samples.keys.to_pylist())
     chosen = sorted(placed)
-    keys = make_keys([cleaned.images[i].item.source for i in chosen], taken, standing.appended + 1)
+    keys = make_keys(cleaned.images.taken(chosen).sources, taken, standing.appended + 1)
     samples = [
         Sample(cleaned.images[i], key, standing.classes.index(cleaned.images[i].item.label), placed[i][1], placed[i][0])
         for i, key in zip(chosen, keys, strict=True)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ SAMPLES_SCHEMA = pa.schema(
         ("size", pa.int64()),
     ]
 )
+
+REPEATED = ["split", "label", "class", "group", "mode", "format", "shard"]
+"""Columns whose values come again and again; a dictionary of the others would be as large as they are."""
+
+ROW_GROUP = 1 << 13
+"""Rows of the sample table that are written, and can be read, at a time."""
 
 REJECTED_COLUMNS = ("source", "class", "reason", "detail")
 
@@ -177,18 +184,34 @@ def read_dataset(folder: Path) -> DatasetInfo:
         ) from error
 
 
-def write_samples(folder: Path, table: pa.Table) -> None:
-    """Write samples.parquet and samples.npy from a table of SAMPLES_SCHEMA in sample-id order, each atomically."""
-    with open_atomic(folder / "samples.parquet") as file:
-        pq.write_table(table.cast(SAMPLES_SCHEMA), file, compression="zstd", row_group_size=100_000)
-    index = np.empty(table.num_rows, dtype=INDEX_DTYPE)
-    for name in INDEX_DTYPE.names or ():
-        index[name] = table.column(name).to_numpy()
-    with open_atomic(folder / "samples.npy") as file:
+def write_samples(folder: Path, batches: Iterable[pa.RecordBatch], rows: int) -> None:
+    """Write samples.parquet and samples.npy from so many rows of SAMPLES_SCHEMA in sample-id order, each atomically.
+
+    Never more than ROW_GROUP rows are held; the files do not depend on how the rows are cut into batches.
+    """
+    header = {"descr": np.lib.format.dtype_to_descr(INDEX_DTYPE), "fortran_order": False, "shape": (rows,)}
+    with open_atomic(folder / "samples.npy") as index, open_atomic(folder / "samples.parquet") as file:
         # Not np.save: on a full disk it raises an OSError that does not say so.
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(index))
-        file.write(index.view(np.uint8).data)
-    pa.default_memory_pool().release_unused()  # what pages of the table were compressed in
+        np.lib.format.write_array_header_1_0(index, header)
+        with pq.ParquetWriter(file, SAMPLES_SCHEMA, compression="zstd", use_dictionary=REPEATED) as writer:
+            for table in _grouped(batches):
+                writer.write_table(table, row_group_size=ROW_GROUP)
+                part = np.empty(table.num_rows, dtype=INDEX_DTYPE)
+                for name in INDEX_DTYPE.names or ():
+                    part[name] = table.column(name).to_numpy()
+                index.write(part.view(np.uint8).data)
+
+
+def _grouped(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Yield the rows as tables of ROW_GROUP rows; the last may have fewer."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        while (room := ROW_GROUP - sum(map(len, held))) <= len(batch):
+            yield pa.Table.from_batches([*held, batch.slice(0, room)], SAMPLES_SCHEMA).combine_chunks()
+            held, batch = [], batch.slice(room)
+        held += [batch] if len(batch) else []
+    if held:
+        yield pa.Table.from_batches(held, SAMPLES_SCHEMA).combine_chunks()
 
 
 def read_samples(folder: Path, columns: list[str] | None = None, info: DatasetInfo | None = None) -> pa.Table:
@@ -199,10 +222,41 @@ def read_samples(folder: Path, columns: list[str] | None = None, info: DatasetIn
     Raises:
         BadInput: it is missing or damaged, or there is no dataset.json.
     """
-    path = folder / "samples.parquet"
     samples = (info or read_dataset(folder)).total
-    try:
+    with _readable(folder / "samples.parquet") as path:
         return pq.read_table(path, columns=columns).slice(0, samples)
+
+
+def read_rows(folder: Path, ids: Sequence[int] | np.ndarray, columns: list[str]) -> pa.Table:
+    """Read some columns of these rows of samples.parquet, in their order, holding ROW_GROUP other rows at most.
+
+    Raises:
+        BadInput: it is missing or damaged, or has no such row.
+    """
+    wanted, places = np.unique(np.asarray(ids, np.int64), return_inverse=True)
+    with _readable(folder / "samples.parquet") as path, pq.ParquetFile(path) as file:
+        edges = np.cumsum([0, *(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))])
+        groups, found = np.searchsorted(edges, wanted, side="right") - 1, []
+        for group in np.unique(groups).tolist():
+            rows = pa.array(wanted[groups == group] - edges[group])
+            found.append(file.read_row_group(group, columns=columns).take(rows))
+        return pa.concat_tables([SAMPLES_SCHEMA.empty_table().select(columns), *found]).take(pa.array(places))
+
+
+def read_batches(folder: Path, info: DatasetInfo) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of samples.parquet that dataset.json knows, ROW_GROUP at a time; errors as in `read_samples`."""
+    left = info.total
+    with _readable(folder / "samples.parquet") as path, pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(ROW_GROUP):
+            yield batch.slice(0, left)
+            left -= min(left, len(batch))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """Raise BadInput where the sample table turns out to be unreadable."""
+    try:
+        yield path
     except (OSError, pa.ArrowException) as error:
         raise BadInput(
             f"the sample table cannot be read: {error}", path, "restore the file or pack the set again"

@@ -8,14 +8,13 @@ integer arithmetic, so the candidates depend on the hashes alone, not on the mac
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, pairwise
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.features import ORIENTATIONS, inverse, orient_hashes
+from shards.parallel import threaded
 
 _KEY_POOL = (
     40  # pairs of frequencies, from the lowest on, that keys are chosen from: the bits that survive cropping best
@@ -33,8 +32,10 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd mult
 
 def candidates(
     words: NDArray[np.uint64], *, distance: int | None = None, bands: int = 48, workers: int = 2
-) -> NDArray[np.int64]:
-    """Return candidates as sorted codes (a * images + b) * 8 + orientation: b in that orientation looks like a, a < b.
+) -> tuple[NDArray[np.int64], bool]:
+    """Return candidates, and whether they were too many and those of the most distant hashes are left out.
+
+    Candidates are sorted codes (a * images + b) * 8 + orientation: b in that orientation looks like a, a < b.
 
     Args:
         words: hashes uint64 [images, 2], see `shards.features.hashes`.
@@ -46,23 +47,18 @@ def candidates(
     / 2 pairs are listed, but each copy with the next ones.
     """
     if len(words) < 2:
-        return np.zeros(0, np.int64)
+        return np.zeros(0, np.int64), False
     allowed = most = default_distance(len(words)) if distance is None else distance
-    turned = np.stack([orient_hashes(words, orientation) for orientation in range(ORIENTATIONS)])
 
     def search(mask: NDArray[np.uint64]) -> NDArray[np.int64]:
-        return _band(turned, mask, allowed)
+        return _band(words, mask, allowed)
 
-    with ThreadPoolExecutor(workers) as pool:
-        # Band by band and never more than a few at a time: many alike pictures would fill the memory.
-        masks = iter(_masks(len(words), bands))
-        running = deque(pool.submit(search, mask) for mask in islice(masks, workers + 1))
-        found = np.zeros(0, np.int64)
-        while running:
-            # Where there are too many, the bands that follow need not bring what would be left out.
-            found, allowed = _joined(turned, [found, running.popleft().result()], allowed, allowed < most)
-            running += [pool.submit(search, mask) for mask in islice(masks, 1)]
-    return found
+    found = np.zeros(0, np.int64)
+    # Band by band and never more than a few at a time: many alike pictures would fill the memory.
+    for codes in threaded(search, _masks(len(words), bands), workers):
+        # Where there are too many, the bands that follow need not bring what would be left out.
+        found, allowed = _joined(words, [found, codes], allowed, allowed < most)
+    return found, allowed < most
 
 
 def default_distance(images: int) -> int:
@@ -87,42 +83,55 @@ def _masks(images: int, bands: int) -> list[NDArray[np.uint64]]:
     return masks
 
 
-def _band(turned: NDArray[np.uint64], mask: NDArray[np.uint64], allowed: int) -> NDArray[np.int64]:
+def _band(words: NDArray[np.uint64], mask: NDArray[np.uint64], allowed: int) -> NDArray[np.int64]:
     """Return sorted codes ((a * images + b) * 8 + orientation) of the candidates that meet under one band's key.
 
     Args:
-        turned: hashes of all images in all orientations, uint64 [8, images, 2].
+        words: hashes of all images, uint64 [images, 2].
         mask: the bits of the key, uint64 [2].
         allowed: bits in which a candidate may differ.
     """
-    images = turned.shape[1]
+    images = len(words)
     place_bits = np.uint64((images * ORIENTATIONS - 1).bit_length())
-    table = np.empty((ORIENTATIONS, images), np.uint64)
-    for turn, words in enumerate(turned):
-        keys = (words[:, 0] & mask[0]) * _MIX[0] + (words[:, 1] & mask[1]) * _MIX[1]
-        table[turn] = keys >> place_bits << place_bits
-        table[turn] |= np.arange(turn, images * ORIENTATIONS, ORIENTATIONS, dtype=np.uint64)
-    entries = table.ravel()
+    entries = _entries(words, mask, place_bits)
     entries.sort()
     first_of_key = entries[::_SLICE] >> place_bits << place_bits
     cuts = np.unique(np.append(np.searchsorted(entries, first_of_key), len(entries)))
     codes: list[NDArray[np.int64]] = []
     for first, last in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        codes.append(_meetings(turned, entries[first:last], place_bits, allowed))
+        codes.append(_meetings(words, entries[first:last], place_bits, allowed))
         if sum(map(len, codes)) > 2 * _room(images):
-            few, allowed = _joined(turned, codes, allowed, False)
+            few, allowed = _joined(words, codes, allowed, False)
             codes = [few]
-    return _joined(turned, codes, allowed, False)[0]
+    return _joined(words, codes, allowed, False)[0]
+
+
+def _entries(words: NDArray[np.uint64], mask: NDArray[np.uint64], place_bits: np.uint64) -> NDArray[np.uint64]:
+    """Return, for all images in all orientations, the key and below it place_bits for image * 8 + orientation."""
+    images = len(words)
+    table = np.empty((ORIENTATIONS, images), np.uint64)
+    for first in (0, 1):  # where a picture is transposed, its words change places
+        chosen = [words[:, first] & mask[0], words[:, 1 - first] & mask[1]]
+        for flips in range(4):
+            turn = 4 * first + flips
+            inverted = orient_hashes(np.zeros((1, 2), np.uint64), flips)[0] & mask
+            keys = table[turn]
+            np.multiply(chosen[0] ^ inverted[0], _MIX[0], out=keys)
+            keys += (chosen[1] ^ inverted[1]) * _MIX[1]
+            keys >>= place_bits
+            keys <<= place_bits
+            keys |= np.arange(turn, images * ORIENTATIONS, ORIENTATIONS, dtype=np.uint64)
+    return table.ravel()
 
 
 def _meetings(
-    turned: NDArray[np.uint64], entries: NDArray[np.uint64], place_bits: np.uint64, allowed: int
+    all_words: NDArray[np.uint64], entries: NDArray[np.uint64], place_bits: np.uint64, allowed: int
 ) -> NDArray[np.int64]:
     """Return the codes of the close ones among sorted entries (key, image, orientation) of which every key is whole."""
     places = (entries & ((np.uint64(1) << place_bits) - np.uint64(1))).astype(np.int64)
     image, turn = places >> 3, places & 7
     words = orient_hashes(
-        turned[0].take(image, axis=0), turn
+        all_words.take(image, axis=0), turn
     )  # copied in order of the keys: neighbours to compare are neighbours in memory
     upright = turn == 0  # the image as it is: partners[0], partners[1], ...
     partners, partner_words = image[upright], words[upright]
@@ -139,7 +148,7 @@ def _meetings(
         differing = np.bitwise_count(words[entry, 0] ^ partner_words[partner, 0])
         differing += np.bitwise_count(words[entry, 1] ^ partner_words[partner, 1])
         kept = np.flatnonzero(differing <= allowed)
-        codes.append(_codes(image[entry[kept]], turn[entry[kept]], partners[partner[kept]], turned.shape[1]))
+        codes.append(_codes(image[entry[kept]], turn[entry[kept]], partners[partner[kept]], len(all_words)))
     return np.concatenate([*codes, np.zeros(0, np.int64)])
 
 
@@ -166,7 +175,7 @@ def _room(images: int) -> int:
 
 
 def _joined(
-    turned: NDArray[np.uint64], found: list[NDArray[np.int64]], allowed: int, farther: bool
+    words: NDArray[np.uint64], found: list[NDArray[np.int64]], allowed: int, farther: bool
 ) -> tuple[NDArray[np.int64], int]:
     """Return the codes of all lists, sorted, each once, and the bits in which they may differ: at most `allowed`.
 
@@ -174,7 +183,7 @@ def _joined(
     order, they are the same: what is too distant among some is too distant among all. `farther` says that some may
     differ in more bits than are allowed.
     """
-    images = turned.shape[1]
+    images = len(words)
     codes, room = np.unique(np.concatenate(found)), _room(images)
     if len(codes) <= room and not farther:
         return codes, allowed
@@ -182,7 +191,7 @@ def _joined(
     for start in range(0, len(codes), _BLOCK):
         pairs, turns = np.divmod(codes[start : start + _BLOCK], ORIENTATIONS)
         a, b = np.divmod(pairs, images)
-        differing = np.bitwise_count(turned[0, a] ^ turned[turns, b])
+        differing = np.bitwise_count(words[a] ^ orient_hashes(words[b], turns))
         distance[start : start + _BLOCK] = differing.sum(axis=1, dtype=np.uint8)
     within = np.cumsum(np.bincount(distance, minlength=allowed + 1))[: allowed + 1]
     allowed = max(0, int(np.searchsorted(within, room, side="right")) - 1)

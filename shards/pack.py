@@ -20,6 +20,7 @@ from shards.divide import divide, judge
 from shards.errors import BadInput, Fault
 from shards.examine import ticking
 from shards.format import DatasetInfo
+from shards.heap import give_back
 from shards.parallel import available_cores, map_ordered, warm_up
 from shards.report import write_set_report
 from shards.sources import Listing, as_text
@@ -184,10 +185,21 @@ def request(source: Path, target: Path, options: PackOptions) -> Request:
 
 def assemble(packing: Packing, work: Work) -> dict[str, Any]:
     """Clean, split, audit and write what was examined, and give the set its name; errors as in `pack`."""
+    info = _written(packing, work)
+    give_back()
+    with disk_errors(work.target):
+        write_set_report(work.partial)
+        work.finish()
+    return result(info, work.target)
+
+
+def _written(packing: Packing, work: Work) -> DatasetInfo:
+    """Write all of the set but its report; return what its dataset.json says."""
     options, items = packing.options, packing.listing.items
     way = way_of(options)
     dropped = read_decisions(Path(options.decisions), set(items.each("source"))) if options.decisions else {}
     cleaned = clean(items, load(packing.chunks, items), options.near, dropped, packing.workers)
+    give_back()
     classes = items.distinct("label")
     _check_classes_left(classes, cleaned, packing.source)
     samples, division, cleaned, found = divide(
@@ -198,6 +210,7 @@ def assemble(packing: Packing, work: Work) -> dict[str, Any]:
         mend=options.near and not options.allow_leaks,
         workers=packing.workers,
     )
+    give_back()
     audited = judge(samples, found, options.allow_leaks, options.keep_splits)
     if len(samples) + len(cleaned.rejected) != len(items):
         raise Fault(f"{len(items)} images in, {len(samples)} to pack, {len(cleaned.rejected)} rejected", packing.source)
@@ -214,10 +227,7 @@ def assemble(packing: Packing, work: Work) -> dict[str, Any]:
         plans = plan_shards(
             samples, classes, options.shard_bytes, options.shard_samples, work.partial, work=work.folder
         )
-        info = compose(work.partial, plans, contents, packing.workers)
-        write_set_report(work.partial)
-        work.finish()
-    return result(info, work.target)
+        return compose(work.partial, plans, contents, packing.workers)
 
 
 def _check_target(target: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import forkserver
@@ -81,6 +81,18 @@ def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) ->
             yield from mapped_ahead(pool, function, items, 4 * workers)
         except BrokenProcessPool as error:
             raise EnvironmentFault("a worker process died", "", "use fewer --workers if memory is short") from error
+
+
+def threaded(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield function(item) for each item, in order, computed by `workers` threads (in this one if there is one).
+
+    An item is taken when its turn comes: at most one result more than there are threads waits.
+    """
+    if workers <= 1:
+        yield from map(function, items)  # what a thread frees stays in an arena of its own
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield from mapped_ahead(pool, function, items, workers + 1)
 
 
 def mapped_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:

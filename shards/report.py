@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from shards.document import environment, flatten, percent, plural, size, write_page
 from shards.errors import BadInput
-from shards.format import REJECTED_COLUMNS, DatasetInfo, read_dataset, read_samples
+from shards.format import REJECTED_COLUMNS, DatasetInfo, read_dataset, read_rows, read_samples
 from shards.pictures import COLUMNS, Picture, pictures
 
 SIDE = 128
@@ -37,6 +37,8 @@ FINDINGS = {
     "exact_duplicates": "exact duplicates left out (the first by path is kept)",
     "contradictions": "images left out because the same picture carries several labels",
     "near_pairs": "pairs of near-duplicates (kept, in one part)",
+    "near_pairs_known": "pairs in crowds of alike pictures, not compared since their images are in one cluster anyway",
+    "near_pairs_bounded": "pairs compared where too many pictures are alike",
     "near_clusters": "clusters of near-duplicates",
     "largest_cluster": "images in the largest such cluster",
     "near_contradictions": "pairs of near-duplicates with different labels",
@@ -68,7 +70,9 @@ def write_set_report(folder: Path, becoming: DatasetInfo | None = None) -> Path:
         EnvironmentFault: the disk is full or fails.
     """
     info = becoming or read_dataset(folder)
-    table = read_samples(folder, [*COLUMNS, "label", "mode", "format"], info)
+    table = read_samples(folder, ["label", "group", "width", "height", "size", "mode", "format"], info)
+    known, chosen, near = groups(table), _examples(info, table), _clusters(table)
+    shown = _pictures(folder, info, [*chosen, *near])
     rejects = read_rejects(folder / "rejected.csv")
     content: dict[str, Any] = {
         "info": info,
@@ -76,11 +80,14 @@ def write_set_report(folder: Path, becoming: DatasetInfo | None = None) -> Path:
         "samples": table.num_rows,
         "bytes": sum(shard.bytes for shard in info.shards),
         "counts": counts_table(info),
-        "groups": groups(table),
-        "patients": patients(groups(table), info),
-        "units": _units(groups(table), info),
-        "examples": _examples(folder, info, table),
-        "clusters": _clusters(folder, info, table),
+        "groups": known,
+        "patients": patients(known, info),
+        "units": _units(known, info),
+        "examples": [
+            {"name": name, "count": sum(counts.get(name, 0) for counts in info.samples.values()), "pictures": own}
+            for name, own in zip(info.classes, shown[: len(chosen)], strict=False)
+        ],
+        "clusters": shown[len(chosen) :],
         "findings": _findings(info),
         "rejects": rejects,
         "shapes": _shapes(table),
@@ -209,29 +216,32 @@ def _values(table: pa.Table, column: str) -> list[dict[str, Any]]:
     return _tally(sorted(((str(row["values"]), row["counts"]) for row in counted), key=lambda item: (-item[1], item)))
 
 
-def _examples(folder: Path, info: DatasetInfo, table: pa.Table) -> list[dict[str, Any]]:
-    """Choose a few images of each class, at equal distances through the set."""
+def _pictures(folder: Path, info: DatasetInfo, ids: list[list[int]]) -> list[list[Picture]]:
+    """Return the pictures of several lists of samples, whose rows are read together."""
+    rows = np.unique([place for own in ids for place in own]).astype(np.int64)
+    table = read_rows(folder, rows, COLUMNS)
+    return [pictures(folder, info, np.searchsorted(rows, own).tolist(), SIDE, THUMBNAIL_BYTES, table) for own in ids]
+
+
+def _examples(info: DatasetInfo, table: pa.Table) -> list[list[int]]:
+    """Choose a few images of each class, at equal distances through the set; return their ids."""
     labels = table.column("label").to_numpy()
     each = max(1, min(EXAMPLES_PER_CLASS, MOST_EXAMPLES // max(1, len(info.classes))))
     found = []
-    for label, name in enumerate(info.classes[:MOST_EXAMPLES]):
+    for label in range(min(len(info.classes), MOST_EXAMPLES)):
         members = np.flatnonzero(labels == label)
         places = np.unique(np.linspace(0, len(members) - 1, each).astype(np.int64)) if len(members) else members
-        shown = pictures(folder, info, members[places].tolist(), SIDE, THUMBNAIL_BYTES, table)
-        found.append({"name": name, "count": len(members), "pictures": shown})
+        found.append(members[places].tolist())
     return found
 
 
-def _clusters(folder: Path, info: DatasetInfo, table: pa.Table) -> list[list[Picture]]:
-    """Return the largest clusters of near-duplicates as pictures."""
+def _clusters(table: pa.Table) -> list[list[int]]:
+    """Return the ids of the first images of the largest clusters of near-duplicates."""
     column = table.column("group")
     near = table.filter(pc.starts_with(column, NEAR)).group_by("group").aggregate([([], "count_all")]).to_pylist()
     largest = sorted(near, key=lambda row: (-row["count_all"], row["group"]))[:MOST_CLUSTERS]
-    shown = []
-    for row in largest:
-        ids = np.flatnonzero(pc.equal(column, row["group"]).to_numpy(zero_copy_only=False))[:MOST_IN_CLUSTER]
-        shown.append(pictures(folder, info, ids.tolist(), SIDE, THUMBNAIL_BYTES, table))
-    return shown
+    members = (pc.equal(column, row["group"]).to_numpy(zero_copy_only=False) for row in largest)
+    return [np.flatnonzero(own)[:MOST_IN_CLUSTER].tolist() for own in members]
 
 
 def _findings(info: DatasetInfo) -> list[tuple[str, Any]]:

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from shards.errors import BadInput
+from shards.parallel import chunked
+
+_BLOCK = 1024
+"""Sort keys made at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ def order_key(seed: int, text: str) -> bytes:
 
 def order_keys(seed: int, texts: Iterable[str]) -> np.ndarray:
     """Return `order_key` of each text as `S32` [texts], which numpy can sort."""
-    return np.frombuffer(b"".join(order_key(seed, text) for text in texts), "S32")
+    blocks = (b"".join(order_key(seed, text) for text in some) for some in chunked(texts, _BLOCK))
+    return np.frombuffer(b"".join(blocks), "S32")
 
 
 @dataclass(frozen=True)

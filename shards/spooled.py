@@ -92,9 +92,11 @@ def chosen(records: Records, rows: np.ndarray) -> Records:
     return records.taken(rows) if isinstance(records, Spooled) else records[rows]
 
 
-def blocks(records: Records) -> Iterator[np.ndarray]:
-    """Yield the records, or a field of them, some thousand at a time."""
-    return (records[start : start + _ROWS] for start in range(0, len(records), _ROWS))
+def blocks(records: Records, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """Yield the records, or a field of them, or those at some positions, int64 [n], some thousand at a time."""
+    count = len(records) if rows is None else len(rows)
+    parts = (slice(start, start + _ROWS) for start in range(0, count, _ROWS))
+    return (records[part if rows is None else rows[part]] for part in parts)
 
 
 def whole(field: Records) -> np.ndarray:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,6 @@ from shards.errors import BadInput, EnvironmentFault
 from shards.examine import Image
 from shards.format import SAMPLES_SCHEMA
 from shards.images import EXTENSIONS
-from shards.parallel import chunked
 from shards.samples import Sample, Samples
 from shards.tar import ShardSummary, ShardWriter, index_path
 
@@ -29,7 +28,7 @@ PLAN_VERSION = 1
 """Of what is written; to be raised when the same plan would give other bytes."""
 
 _ROWS = 4096
-"""Texts of the sample table made at a time."""
+"""Rows of the sample table made at a time."""
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make one for each sample
 
@@ -54,17 +53,23 @@ class ShardPlan:
 
     def digest(self) -> str:
         """Return the digest of everything that the bytes of the shard depend on."""
-        digest = hashlib.sha256(f"{PLAN_VERSION}".encode())
+        digest = new_digest()
         for sample in self.samples:
-            digest.update(json.dumps(row(sample, self.classes)).encode())
+            digest.update(encoded(row(sample, self.classes)))
         return digest.hexdigest()
 
 
+def new_digest() -> hashlib._Hash:
+    """Return what a plan's digest begins with; the .json of each sample follows."""
+    return hashlib.sha256(f"{PLAN_VERSION}".encode())
+
+
 class Written(NamedTuple):
-    """A written shard: what it is as a file, and where in it each image begins."""
+    """A written shard: what it is as a file, where in it each image begins, and the digest of its plan."""
 
     summary: ShardSummary
     offsets: list[int]
+    plan: str
 
 
 def plan_shards(
@@ -102,7 +107,7 @@ def write_planned(plan: ShardPlan) -> Written:
     """Write one shard and its record, so that it need not be written again after a kill; errors as in `write_shard`."""
     written = write_shard(plan)
     if plan.record:
-        value = {"plan": plan.digest(), "summary": asdict(written.summary), "offsets": written.offsets}
+        value = {"plan": written.plan, "summary": asdict(written.summary), "offsets": written.offsets}
         with open_atomic(plan.record, "w", durable=False) as file:
             json.dump(value, file)
     return written
@@ -119,7 +124,7 @@ def finished(plan: ShardPlan) -> Written | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     same = size == summary.bytes and index_path(plan.path).exists() and value["plan"] == plan.digest()
-    return Written(summary, value["offsets"]) if same else None
+    return Written(summary, value["offsets"], value["plan"]) if same else None
 
 
 def write_shard(plan: ShardPlan) -> Written:
@@ -129,16 +134,18 @@ def write_shard(plan: ShardPlan) -> Written:
         BadInput: a file changed or vanished since it was examined.
         EnvironmentFault: the disk is full or fails, or a spool is damaged.
     """
-    offsets = []
+    offsets, digest = [], new_digest()
     with ShardWriter(plan.path) as writer:
         for sample in plan.samples:
+            said = encoded(row(sample, plan.classes))
+            digest.update(said)
             members = [
                 (EXTENSIONS[sample.image.format], _bytes(sample.image, plan.work)),
                 ("cls", str(sample.label).encode()),
-                ("json", encoded(row(sample, plan.classes))),
+                ("json", said),
             ]
             offsets.append(writer.add(sample.key, members)[0].offset)
-    return Written(writer.close(), offsets)
+    return Written(writer.close(), offsets, digest.hexdigest())
 
 
 def _bytes(image: Image, work: Path | None) -> bytes:
@@ -200,8 +207,19 @@ def row(sample: Sample, classes: list[str]) -> dict[str, Any]:
     }
 
 
-def sample_table(samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray) -> pa.Table:
-    """Return the sample table; `numbers` are the shards of the samples, `offsets` where their image bytes begin."""
+def sample_batches(
+    samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of the sample table, some thousand at a time.
+
+    `numbers` are the shards of the samples, `offsets` where their image bytes begin.
+    """
+    for start in range(0, len(samples), _ROWS):
+        block = slice(start, start + _ROWS)
+        yield _batch(samples[block], classes, numbers[block], offsets[block])
+
+
+def _batch(samples: Samples, classes: list[str], numbers: np.ndarray, offsets: np.ndarray) -> pa.RecordBatch:
     images = samples.images
     kinds = [images.kinds[kind] for kind in images.column("kind").tolist()]
     columns: dict[str, Any] = {
@@ -218,12 +236,11 @@ def sample_table(samples: Samples, classes: list[str], numbers: np.ndarray, offs
         "offset": offsets,
     }
     columns |= {name: images.column(name) for name in ("crc32", "width", "height", "size")}
-    schema = SAMPLES_SCHEMA
-    return pa.table({name: _column(columns[name], schema.field(name).type) for name in schema.names}, schema)
+    return pa.record_batch([_column(columns[leaf.name], leaf.type) for leaf in SAMPLES_SCHEMA], SAMPLES_SCHEMA)
 
 
 def _column(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
-    """Return an Arrow array of a type; texts are turned into it some thousand at a time."""
+    """Return an Arrow array of a type."""
     if isinstance(values, np.ndarray | pa.Array):
         return pa.array(values).cast(kind)
-    return pa.concat_arrays([pa.array([], kind), *(pa.array(some, kind) for some in chunked(values, _ROWS))])
+    return pa.array(list(values), kind)

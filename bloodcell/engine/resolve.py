@@ -47,6 +47,15 @@ def resolve(config: Config, ranks: Ranks, machine: Machine | None = None) -> Con
     )
 
 
+def as_stored(config: Config, stored: Config) -> Config:
+    """Return the config of a run that goes on: what was decided once, on another length or machine, stays."""
+    if config.engine.compile == "auto":
+        config = override(config, {"engine.compile": stored.engine.compile})
+    if not config.data.micro_batch:
+        config = override(config, {"data.micro_batch": stored.data.micro_batch})
+    return config
+
+
 def _precision(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted

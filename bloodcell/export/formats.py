@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -129,13 +130,17 @@ def _program(classifier: Classifier, run: Path, target: Path) -> None:
     torch.export.save(_traced(classifier), str(target), extra_files=texts)
 
 
+def check_onnx() -> None:
+    """Raise BadInput if a package that ONNX files need is not installed."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):  # the check needs the last one: better to say so now
+        if importlib.util.find_spec(name) is None:
+            raise BadInput(f"{name} is not installed", "--format onnx", "pip install 'bloodcell[export]'")
+
+
 def _onnx(classifier: Classifier, run: Path, target: Path) -> None:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401  the check needs it: better to say so now
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise BadInput(f"{error.name} is not installed", "--format onnx", "pip install 'bloodcell[export]'") from error
+    check_onnx()
+    import onnx
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(

@@ -8,7 +8,6 @@ On a busy machine all of them share the same cores, and the figures for each CPU
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench.result import Result, Row, interleaved, measured
+from jobs.bench.result import Result, Row, cpu_seconds, interleaved, measured
 from shards.errors import BadInput
 from shards.parallel import available_cores
 
@@ -107,7 +106,7 @@ def _time(
     name: str, case: Callable[[], Iterator[Any]], wall: dict[str, list[float]], cpu: dict[str, list[float]]
 ) -> float:
     """Time a loader from its first batch on (what comes before is start-up); its processor time counts as a whole."""
-    before = _cpu_seconds()
+    before = cpu_seconds()
     batches = case()
     count, first = 0, len(next(batches))
     begin = time.perf_counter()
@@ -115,17 +114,12 @@ def _time(
         count += len(batch)
     seconds = time.perf_counter() - begin
     wall[name].append(count / seconds)
-    cpu[name].append((count + first) / (_cpu_seconds() - before))
+    cpu[name].append((count + first) / (cpu_seconds() - before))
     return wall[name][-1]
 
 
-def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-def extract(shards: ShardSet, place: Path) -> None:
-    """Write the training images as files, one folder for each class."""
+def extract(shards: ShardSet, place: Path, limit: int | None = None) -> int:
+    """Write the training images (the first `limit`) as files, one folder for each class; return how many."""
     import numpy as np
 
     from bloodcell.data.order import nth_ids
@@ -135,12 +129,14 @@ def extract(shards: ShardSet, place: Path) -> None:
     ranges = shards.ranges(name)
     table = shards.table(["key", "class", "format"])
     reader = Reader(shards)
-    for sample in nth_ids(ranges, np.arange(shards.info.count(name))):
+    count = min(shards.info.count(name), limit or shards.info.count(name))
+    for sample in nth_ids(ranges, np.arange(count)):
         row = {column: table.column(column)[int(sample)].as_py() for column in table.column_names}
         path = place / str(row["class"]) / f"{row['key']}.{str(row['format']).lower()}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(reader.read(int(sample)).tobytes())
     reader.close()
+    return count
 
 
 def kept(shards: ShardSet, threads: int) -> HostCache:

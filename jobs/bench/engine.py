@@ -45,7 +45,12 @@ QUICK = Sizes("cnn5", 32, 8, 2, 2, 2, ("ddp", "zero2"), 1)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `bloodcell bench engine`."""
-    parser.add_argument("--model", default=Sizes.model, help="zoo name of the network (%(default)s)")
+    parser.add_argument(
+        "--model", nargs="+", default=[Sizes.model], help=f"zoo name of the network ({Sizes.model}), of several --real"
+    )
+    parser.add_argument(
+        "--real", type=Path, metavar="SET", help="instead: train on a set's images beside tensors held in memory"
+    )
     parser.add_argument("--size", type=int, default=Sizes.size, help="height and width, pixels (%(default)s)")
     parser.add_argument("--micro-batch", type=int, default=Sizes.micro_batch, help="images at once (%(default)s)")
     parser.add_argument("--ranks", type=int, default=Sizes.ranks, help="processes on this machine (%(default)s)")
@@ -63,8 +68,14 @@ def run_arguments(parsed: argparse.Namespace) -> Result:
     """Run the benchmark as the flags say; errors as in `run`."""
     if parsed.quick:
         return run(QUICK, "bloodcell bench engine --quick")
+    if parsed.real:
+        from jobs.bench import real
+
+        return real.run(parsed.real, parsed.model, parsed.size, parsed.micro_batch, parsed.repeats, parsed.steps)
+    if len(parsed.model) > 1:
+        raise BadInput("one network at a time", "--model", "name one, or add --real SET")
     names = ("ddp", *(name for name in parsed.strategies if name != "ddp"))
-    sizes = Sizes(parsed.model, parsed.size, parsed.micro_batch, parsed.ranks, parsed.repeats, parsed.steps, names)
+    sizes = Sizes(parsed.model[0], parsed.size, parsed.micro_batch, parsed.ranks, parsed.repeats, parsed.steps, names)
     command = f"bloodcell bench engine --model {sizes.model} --size {sizes.size} --micro-batch {sizes.micro_batch}"
     command += f" --ranks {sizes.ranks} --repeats {sizes.repeats} --steps {sizes.steps}"
     return run(sizes, command + ("" if len(names) == len(STRATEGIES) else f" --strategies {' '.join(names)}"))

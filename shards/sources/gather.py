@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-import pyarrow as pa
-
 from shards.console import say, warn
 from shards.definitions import Definition, read_definition
 from shards.errors import BadInput, nearest
+from shards.heap import give_back
 from shards.images import IMAGE_SUFFIXES
 from shards.sources.archive import encoder, unpack
 from shards.sources.defined import list_defined, warn_of_counts
@@ -102,7 +101,7 @@ def gathered(request: Request) -> Iterator[Listing]:
             listing = _relabelled(listing, Path(request.labels))
         if not request.one_class:
             check_classes(listing.items, request.where)
-        pa.default_memory_pool().release_unused()  # columns of the listings that this one was made from
+        give_back()  # columns of the listings that this one was made from
         yield listing
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
+import pytest
+import torch
+
+from jobs.bench import real
 from jobs.bench.engine import BARE, QUICK, overhead, rows, run
 from shards.errors import BadInput
 
@@ -27,6 +31,19 @@ def test_deepspeed_is_compared_with_our_ddp_and_that_with_the_bare_loop() -> Non
 def test_numbers_that_are_too_small_are_refused() -> None:
     with pytest.raises(BadInput, match="too small"):
         run(QUICK.__class__(repeats=1), "bench")
+
+
+def test_real_images_beside_held_tensors(small_set: Path) -> None:
+    from bloodcell.ranks import set_threads
+
+    before = torch.get_num_threads()
+    found = {row.name: row for row in real.run(small_set, ["cnn5"], 32, 4, 2, 2).rows}
+    set_threads(before)
+    row = found["cnn5, real images, images/CPU-s"]
+    assert row.baseline == "cnn5, held tensors, images/CPU-s"
+    assert row.value > 0
+    with pytest.raises(BadInput, match="take fewer steps"):
+        real.run(small_set, ["cnn5"], 32, 4, 2, 10**6)
 
 
 @pytest.mark.slow

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards import nearhash
+from shards import alignment, duplicates, nearhash
 from shards.alignment import aligned_correlation
+from shards.clean import bounds
 from shards.duplicates import PAIR_DTYPE, connected, default_correlation, exact_groups, near_pairs
 from shards.errors import BadInput
-from shards.features import FEATURES_DTYPE, compute, inverse
+from shards.features import FEATURES_DTYPE, SIDE, compute, hashes, inverse
 from shards.nearhash import candidates, default_distance
 from shards.planted import planted_features
 
@@ -95,7 +96,7 @@ def test_tiny_sets(count: int) -> None:
 
 def test_candidates_are_codes_of_pairs_within_the_distance(planted: Planted) -> None:
     features = planted[0][:500]
-    pairs, turns = np.divmod(candidates(features["hash"], distance=40), 8)
+    pairs, turns = np.divmod(candidates(features["hash"], distance=40)[0], 8)
     a, b = np.divmod(pairs, len(features))
     assert (a < b).all()
     assert b.max() < len(features)
@@ -190,6 +191,38 @@ def test_of_a_crowd_the_nearest_are_kept_whatever_the_order(monkeypatch: pytest.
     found = []
     for portion, workers in ((1 << 11, 1), (1 << 13, 3), (1 << 16, 2)):
         monkeypatch.setattr(nearhash, "_SLICE", portion)
-        found.append(nearhash.candidates(words, workers=workers))
+        found.append(nearhash.candidates(words, workers=workers)[0])
     assert 0 < len(found[0]) <= 1 << 17
     assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("all_pairs", [10**9, 0])
+def test_of_a_crowd_only_what_can_still_connect_is_compared(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, all_pairs: int
+) -> None:
+    """160 nearly equal pictures among 60 others: the same clusters from a fraction of the comparisons."""
+    rng = np.random.default_rng(7)
+    others = planted[0][:60]
+    noise = rng.normal(0, 1, (160, SIDE, SIDE))
+    crowd = np.repeat(planted[0][60:61], 160)
+    crowd["thumbnail"] = np.rint(crowd["thumbnail"] + noise).clip(0, 255)
+    crowd["hash"] = hashes(crowd["thumbnail"])
+    features = np.concatenate([others, crowd])[rng.permutation(220)]
+    compared: list[int] = []
+
+    def compare(first: NDArray, a: NDArray, *rest: NDArray, workers: int) -> NDArray:
+        compared.append(len(a))
+        return alignment.compare(first, a, *rest, workers=workers)
+
+    monkeypatch.setattr(duplicates, "compare", compare)
+    whole = connected(220, near_pairs(features, all_pairs=all_pairs))
+    everything, compared = sum(compared), []
+    monkeypatch.setattr(duplicates, "_PLENTY", 500)
+    monkeypatch.setattr(duplicates, "_COMPARED", 256)
+    left_out = duplicates.LeftOut()
+    assert connected(220, near_pairs(features, all_pairs=all_pairs, left_out=left_out)).tolist() == whole.tolist()
+    assert np.bincount(whole).max() >= 160
+    assert sum(compared) + left_out.joined == everything
+    assert sum(compared) < everything / 3
+    assert bounds(left_out)["near_pairs_known"] == left_out.joined
+    assert not bounds(duplicates.LeftOut())

@@ -81,7 +81,7 @@ def write_set(folder: Path, classes: list[str], per_class: int = 6, **changes: A
             summary = writer.close()
         shards.append(ShardInfo(f"{part}-000000.tar", part, summary.samples, summary.bytes, summary.sha256, first))
         samples[part] = dict.fromkeys(classes, per_class)
-    write_samples(folder, pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA))
+    write_samples(folder, [pa.RecordBatch.from_pylist(rows, schema=SAMPLES_SCHEMA)], len(rows))
     values: dict[str, Any] = {
         "classes": classes,
         "shards": shards,

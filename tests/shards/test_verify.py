@@ -75,7 +75,7 @@ def write_set(folder: Path) -> DatasetInfo:
         shard, more = write_shard(path, position, part, len(rows), count)
         shards.append(shard)
         rows += more
-    write_samples(folder, pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA))
+    write_samples(folder, [pa.RecordBatch.from_pylist(rows, schema=SAMPLES_SCHEMA)], len(rows))
     info = describe(shards, rows)
     write_dataset(folder, info)
     return info
@@ -286,7 +286,7 @@ def test_a_changed_table_is_found(folder: Path, name: str) -> None:
     changed(rows)
     table = pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA)
     if name != "empty cell":
-        write_samples(folder, table)  # the index agrees with the changed table
+        write_samples(folder, table.to_batches(), table.num_rows)  # the index agrees with the changed table
     else:
         pq.write_table(table, folder / "samples.parquet")
     result = verify(folder)
@@ -373,7 +373,7 @@ def leak(folder: Path, leaks: int) -> None:
                 row["offset"] = writer.add(row["key"], members)[0].offset
         summary = writer.close()
         shards.append(replace(shard, bytes=summary.bytes, sha256=summary.sha256))
-    write_samples(folder, pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA))
+    write_samples(folder, [pa.RecordBatch.from_pylist(rows, schema=SAMPLES_SCHEMA)], len(rows))
     write_dataset(folder, replace(describe(shards, rows), audit={"leaks": leaks}))
 
 
@@ -392,7 +392,7 @@ def test_a_set_that_admits_its_leaks_is_whole(folder: Path, capsys: pytest.Captu
 def test_an_image_in_two_parts_is_found(folder: Path) -> None:
     rows = read_samples(folder).to_pylist()
     rows[20]["sha256"] = rows[0]["sha256"]
-    write_samples(folder, pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA))
+    write_samples(folder, [pa.RecordBatch.from_pylist(rows, schema=SAMPLES_SCHEMA)], len(rows))
     assert any("the image with sha256" in line and "(test, train)" in line for line in verify(folder)["problems"])
 
 

@@ -135,3 +135,31 @@ def test_a_run_with_images_on_the_gpu_learns_and_goes_on(small_set: Path, tmp_pa
     assert done.code == 0, done.err
     assert "decoded images stay in memory (device)" in done.err
     assert bloodcell(*arguments, "--train.epochs", 3, timeout=900).code == 0
+
+
+@pytest.mark.parametrize("graphs", ["false", "true"])
+def test_a_compiled_run_learns_and_goes_on(small_set: Path, tmp_path: Path, graphs: str) -> None:
+    """`goes on`: by the compiled code that the cache holds, as CUDA graphs too."""
+    arguments = ("train", "resnet10t", "--data", small_set, "--run", tmp_path / "run", *RUN, "--train.micro_batches", 1)
+    flags = ("--engine.compile", "on", "--engine.cuda_graphs", graphs)
+    done = bloodcell(*arguments, *flags, timeout=900)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["efficiency"]["mfu"] > 0
+    assert bloodcell(*arguments, *flags, "--train.epochs", 3, timeout=900).code == 0
+
+
+def test_the_largest_micro_batch_fits(small_set: Path, tmp_path: Path) -> None:
+    """Within a stated memory: what training then takes at its peak is not more."""
+    from bloodcell.engine.batch_size import training_needs
+    from bloodcell.runfolder import RunFolder
+
+    flags = ("--engine.memory", 1, "--data.micro_batch", 0, "--profile")
+    arguments = ("train", "resnet10t", "--data", small_set, "--run", tmp_path / "run", *RUN, "--train.epochs", 6)
+    done = bloodcell(*arguments, *flags, timeout=900)
+    assert done.code == 0, done.err
+    config = RunFolder(tmp_path / "run").config()
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    needs = training_needs(config)
+    peak = max(record["train/memory_mib"] for record in records if "train/memory_mib" in record)
+    assert peak * 2**20 < needs.fixed + config.data.micro_batch * needs.image + 2**28
+    assert (tmp_path / "run" / "profile" / "account.md").exists()

@@ -48,7 +48,7 @@ def write_set(folder: Path, leaks: int = 0, classes: list[str] | None = None) ->
                 rows.append({**named, **place_, **kind, "sha256": hashlib.sha256(data).hexdigest()})
             done = writer.close()
         shards.append(ShardInfo(f"{part}-000000.tar", part, done.samples, done.bytes, done.sha256, first))
-    write_samples(folder, pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA))
+    write_samples(folder, [pa.RecordBatch.from_pylist(rows, schema=SAMPLES_SCHEMA)], len(rows))
     info = DatasetInfo(
         classes=classes,
         shards=shards,
