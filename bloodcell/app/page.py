@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,9 @@ from shards.images import IMAGE_SUFFIXES
 
 Answerer = Callable[[Sequence[str], Sequence[Path]], tuple[str, str]]
 """Names and files to a summary and the HTML of the answers."""
+
+SESSIONS = 8
+"""Visitors of whom Gradio keeps anything in memory; it would keep 10,000."""
 
 SETTLED = """
 () => {
@@ -73,34 +76,45 @@ class Desk:
         answerer: what answers.
         uploads: where files may lie; they are removed when they are answered.
         examples: a folder with images to show.
+
+    Attributes:
+        sessions: what Gradio keeps of each visitor.
     """
 
     def __init__(self, answerer: Answerer, uploads: Uploads, examples: Path) -> None:
         self._answerer, self._uploads, self._examples = answerer, uploads, examples
         self._turn = threading.Lock()
+        self.sessions: MutableMapping[str, Any] = {}
 
-    def images(self, dropped: list[tuple[str, Path]]) -> Iterator[tuple[Any, ...]]:
+    def images(self, dropped: list[tuple[str, Path]], request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Yield status, answers and the emptied field; first that it is begun."""
         try:
             yield from self._told(dropped, "")
         finally:
-            for _, path in dropped:
-                self._uploads.remove(path)
+            self._forget(dropped, request)
 
-    def folder(self, dropped: list[tuple[str, Path]]) -> Iterator[tuple[Any, ...]]:
+    def folder(self, dropped: list[tuple[str, Path]], request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Yield the same of a folder, of which only what is named like an image is looked at."""
         try:
             chosen = [one for one in dropped if one[1].suffix.lower() in IMAGE_SUFFIXES]
             others = len(dropped) - len(chosen)
             yield from self._told(chosen, f" Not named like images, passed over: {others:,}." if others else "")
         finally:
-            for _, path in dropped:
-                self._uploads.remove(path)
+            self._forget(dropped, request)
 
-    def examples(self) -> Iterator[tuple[Any, ...]]:
+    def examples(self, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Yield status and answers of the examples."""
-        for step in self._told([(path.name, path) for path in sorted(self._examples.iterdir())], ""):
-            yield step[:2]
+        try:
+            for step in self._told([(path.name, path) for path in sorted(self._examples.iterdir())], ""):
+                yield step[:2]
+        finally:
+            self._forget([], request)
+
+    def _forget(self, dropped: Sequence[tuple[str, Path]], request: gr.Request) -> None:
+        """Remove the files, and the answers that Gradio keeps of this visitor and asks for no more."""
+        for _, path in dropped:
+            self._uploads.remove(path)
+        self.sessions.pop(request.session_hash or "", None)
 
     def _told(self, files: Sequence[tuple[str, Path]], more: str) -> Iterator[tuple[Any, ...]]:
         if not files:
@@ -129,6 +143,7 @@ def build(text: Text, desk: Desk, limits: Limits) -> gr.Blocks:
         files.upload(desk.images, files, [status, results, files], api_name="classify", **turn)
         folder.upload(desk.folder, folder, [status, results, folder], api_name="classify_folder", **turn)
         button.click(desk.examples, None, [status, results], api_name="examples", **turn)
+    page.state_session_capacity = SESSIONS
     page.queue(max_size=limits.waiting, default_concurrency_limit=1)
     return page
 

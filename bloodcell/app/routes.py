@@ -8,7 +8,7 @@ from typing import Any
 from bloodcell.app.uploads import Uploads
 
 
-def application(gr: Any, page: Any, pages: Any, uploads: Uploads) -> Any:
+def application(gr: Any, page: Any, pages: Any, desk: Any, uploads: Uploads) -> Any:
     """Return the application.
 
     Gradio keeps uploads under the hash of their content: of two visitors who drop the same image at the same time,
@@ -33,7 +33,7 @@ def application(gr: Any, page: Any, pages: Any, uploads: Uploads) -> Any:
 
     upload.__annotations__["request"] = Request
     app.post("/gradio_api/upload")(upload)
-    return gr.mount_gradio_app(
+    gr.mount_gradio_app(
         app,
         page,
         path="",
@@ -48,3 +48,5 @@ def application(gr: Any, page: Any, pages: Any, uploads: Uploads) -> Any:
         head=pages.style(),
         js=pages.SETTLED,
     )
+    desk.sessions = page.state_holder.session_data
+    return app

@@ -120,7 +120,7 @@ def _prepared(options: Options, uploads: Uploads) -> tuple[Any, list[Model]]:
     made = pages.build(_text(models), desk, options.limits)
     from bloodcell.app.routes import application
 
-    return application(gr, made, pages, uploads), models
+    return application(gr, made, pages, desk, uploads), models
 
 
 def _opened(options: Options) -> list[Model]:

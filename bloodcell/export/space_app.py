@@ -105,7 +105,7 @@ def page() -> Any:
 def main(paths: list[str]) -> None:
     """Answer the images that are named, or start the page."""
     if not paths:
-        page().launch()
+        page().launch(show_error=True)
     for path in (line.rstrip("\n") for line in sys.stdin) if paths == ["-"] else paths:
         try:
             found, unsure = answer(path)
