@@ -19,6 +19,7 @@ from tests.readme import PAGES, blocks, of_bloodcell, spans
 
 NOT_RUN = {
     "make": "sets up an environment; CI runs it in a fresh clone",
+    "bloodcell app RUN": "serves until it is stopped; tests/jobs/test_app.py starts it and asks it",
     "bloodcell submit": "needs a Slurm: tests/jobs/slurm types it on one",
     "bloodcell doctor resnet10t --data SET --run RUNS --cluster": "needs a Slurm: tests/jobs/slurm",
     "bloodcell status RUN": "needs the job of a Slurm: tests/jobs/slurm types it",
