@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bloodcell.config import Config, Flat, override
+from jobs.groups import grouped
 from shards.errors import BadInput
 from shards.format import read_dataset
 
@@ -47,7 +48,7 @@ def train_folds(base: Config, recipe: str, flags: Flat, path: Path | None) -> tu
     ranks = discover()
     with process_group(ranks, choose_device(ranks, wanted.engine.device), wanted.engine.timeout):
         for fold, run in enumerate(runs):
-            train(base, recipe, {**flags, "data.fold": fold}, run)
+            train(base, recipe, {**flags, "data.fold": fold, **grouped(wanted, folder, "fold")}, run)
         subjects = [open_subject(run, data, None, 1, wanted.engine.device, ranks) for run in runs]
         set_threads(subjects[0].config.engine.threads)
         return together(subjects, ["test"], False, folder / POOLED)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bloodcell.config import Config, Flat, override, parse_flags
+from jobs.groups import grouped
 from jobs.slurm.cluster import Cluster, cluster_names, find_cluster, minutes, python, site_lines, srun_options
 from jobs.slurm.description import JobDescription
 from shards.console import say
@@ -184,6 +185,8 @@ def plan_runs(
         wanted = [(f"seed{first + number}", {"train.seed": first + number}) for number in range(parsed.seeds)]
     elif parsed.folds:
         wanted = [(f"fold{number}", {"data.fold": number}) for number in range(parsed.folds)]
+    if several and path is not None:
+        flags |= grouped(override(base, flags), path, "seed" if parsed.seeds else "fold")
     runs = []
     for name, own in wanted:
         place = path / name if path is not None and name else path

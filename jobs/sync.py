@@ -98,22 +98,17 @@ def _send(path: Path, parsed: argparse.Namespace) -> dict[str, Any]:
 def standing(path: Path) -> Standing:
     """Return how far a run is, from its folder alone."""
     from bloodcell.engine.run import newest_step
+    from bloodcell.engine.shown import gather
     from bloodcell.runfolder import RunFolder
-    from bloodcell.tracking.sync import Chart, Standing
+    from bloodcell.tracking.results import Results
+    from bloodcell.tracking.sync import Standing
 
     folder = RunFolder(path)
+    config = folder.config()
     status = folder.read("status.json") or {}
     outcome = status.get("outcome") or {}
     if status.get("state") != "done":
         kind = str(outcome["kind"]) if status.get("state") in ("failed", "stopped") and "kind" in outcome else None
-        return Standing(newest_step(folder), kind, {"step": status.get("step", 0)}, (), ())
-    splits = (folder.read("evaluation.json") or {}).get("splits", {})
-    summary = {
-        f"{name}/{metric}": value["value"]
-        for name, result in splits.items()
-        for metric, value in result["metrics"].items()
-        if value["value"] is not None
-    }
-    charts = [Chart(name, result["classes"], result["confusion"]) for name, result in splits.items()]
-    pages = [page for page in (path / "report.html",) if page.exists()]
-    return Standing(None, "done", {"step": status.get("step", 0), **summary}, charts, pages)
+        so_far = Results(summary={"step": status.get("step", 0)})
+        return Standing(newest_step(folder), kind, str(outcome.get("what", "")) if kind else "", lambda: so_far)
+    return Standing(None, "done", "", lambda: gather(folder, config))

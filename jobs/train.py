@@ -39,6 +39,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         choices=["all"],
         help="train every fold of the set in DIR/fold0, …; pool in DIR/pooled",
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="trace a few steps: where their time goes, in DIR/profile"
+    )
     described = []
     for key, leaf in fields().items():
         if key != "data.set":
@@ -87,6 +90,8 @@ def _run(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     flags = parse_flags(parsed.flags)
     if parsed.data is not None:
         flags["data.set"] = str(parsed.data)
+    if parsed.profile:
+        flags["tracking.profile"] = True
     if parsed.folds:
         from jobs.folds import train_folds
 
@@ -137,8 +142,9 @@ def settle(
         BadInput: no set, or the run belongs to another recipe, config or set; the difference is in the message.
     """
     from bloodcell.data.shardset import ShardSet
+    from bloodcell.engine.batches import check_window
     from bloodcell.engine.caching import choose_cache
-    from bloodcell.engine.resolve import resolve
+    from bloodcell.engine.resolve import as_stored, resolve
     from bloodcell.runfolder import RunFolder, check_same, default_path
     from jobs.stage import staged
 
@@ -157,7 +163,7 @@ def settle(
         "leaks": shards.info.leaks,
     }
     if folder.exists:
-        config = resolve(take_up(folder, base, flags, content), ranks, machine)
+        config = resolve(as_stored(take_up(folder, base, flags, content), folder.config()), ranks, machine)
         config = check_same(folder.config(), config, folder.path)
     else:
         config = resolve(wanted, ranks, machine)
@@ -166,8 +172,32 @@ def settle(
         if config.data.cache == "auto" and choice.place == "off" and ranks.first:
             say(f"decoded images are not kept: {choice.why}")
         config = override(config, {"data.cache": choice.place})
+    config = choose(config, shards, ranks, here=machine is None)
+    if machine is None:
+        check_window(config, shards, ranks)
     where = staged(shards.info) or Path(config.data.set)
     return config, folder, {"config": encode(config), **content}, replace(shards, folder=where)
+
+
+def choose(config: Config, shards: ShardSet, ranks: Ranks, here: bool) -> Config:
+    """Return the config with micro-batch and compiling decided; the former only where the run will be (`here`)."""
+    from bloodcell.engine.batch_size import choose_micro_batch
+    from bloodcell.engine.batches import make_order
+    from bloodcell.engine.compiling import choose_compile
+
+    order = make_order(override(config, {"data.micro_batch": config.data.micro_batch or 1}), shards)
+    images = order.steps_per_epoch * order.global_batch
+    if not config.data.micro_batch and here:
+        count, why = choose_micro_batch(config, images)
+        if ranks.first:
+            say(f"micro-batches of {count} images: {why}")
+        config = override(config, {"data.micro_batch": count})
+    if config.engine.compile == "auto":
+        compiling = choose_compile(config, images * config.train.epochs, ranks.world)
+        if ranks.first:
+            say(f"training steps are {'' if compiling.on else 'not '}compiled: {compiling.why}")
+        config = override(config, {"engine.compile": "on" if compiling.on else "off"})
+    return config
 
 
 def take_up(folder: RunFolder, base: Config, flags: Flat, content: dict[str, Any]) -> Config:

@@ -55,7 +55,20 @@ class DataConfig:
     sampling: Annotated[int, Meta(ge=1)] | str = about(
         "what an epoch deals: natural, balanced, a number of samples for each class, or weights: ALL=1,HEM=2", "natural"
     )
-    micro_batch: Annotated[int, Meta(ge=1)] = about("images that pass through the network at once", 32)
+    micro_batch: Annotated[int, Meta(ge=0)] = about(
+        "images that pass through the network at once; 0 is auto: the largest power of two that fits into the GPU (or "
+        "into engine.memory) and leaves an epoch 20 steps, found once",
+        32,
+    )
+    reader: Literal["plan", "stream", "webdataset"] = about(
+        "how samples are found: plan (any sample at any time, shuffled over the whole split), stream (shards in a "
+        "drawn order, from front to back, shuffled inside windows) or webdataset (the same order, read by that "
+        "library, without DALI)",
+        "plan",
+    )
+    window: Annotated[int, Meta(ge=1)] = about(
+        "samples that stream and webdataset hold and shuffle for each of a rank's micro-batches in a step", 4096
+    )
     threads: Annotated[int, Meta(ge=0)] = about("decoding threads of each rank; 0 is auto", 0)
     backend: Literal["auto", "dali", "cpu"] = about(
         "who decodes and augments: DALI, or a pool of threads on the CPU; auto is cpu where there is no GPU and it has "
@@ -69,7 +82,7 @@ class DataConfig:
         runtime=True,
     )
     cache_share: Annotated[float, Meta(gt=0, le=1)] = about(
-        "part of the free memory (of the GPU or the node) that decoded images may take", 0.5, runtime=True
+        "part of the free memory (of the GPU or the node) that decoded images, or windows, may take", 0.5, runtime=True
     )
     check: bool = about("compare the checksum of every image read with the index", True)
     on_error: Literal["stop", "skip"] = about(
@@ -171,6 +184,18 @@ class EngineConfig:
         "autocast; auto is bf16 on a GPU and fp32 on CPU", "auto"
     )
     device: Literal["auto", "cpu", "cuda"] = about("where to compute; auto takes the GPU if there is one", "auto")
+    compile: Literal["auto", "off", "on"] = about(
+        "torch.compile for training steps; auto where that is expected to shorten the whole run", "off"
+    )
+    memory: Annotated[float, Meta(ge=0)] = about(
+        "GiB that each rank may take in training, for data.micro_batch 0; 0 is all of the GPU's", 0.0, runtime=True
+    )
+    cuda_graphs: bool = about("replay compiled steps as CUDA graphs (one image size, GPU only)", False)
+    collect_every: Annotated[int, Meta(ge=0)] = about(
+        "steps between collections of Python's garbage, on all ranks in the same steps; 0 leaves it to Python",
+        50,
+        runtime=True,
+    )
     channels_last: bool = about("memory layout of images and convolutions", True)
     threads: Annotated[int, Meta(ge=0)] = about("torch threads of each rank; 0 is auto", 0)
     timeout: Annotated[float, Meta(gt=0)] = about("seconds after which a collective gives up", 600.0, runtime=True)
@@ -196,6 +221,17 @@ class TrackingConfig:
     group: str | None = about("W&B group, such as one cross-validation", None, runtime=True)
     job_type: str | None = about("W&B job type", None, runtime=True)
     tensorboard: bool = about("also write TensorBoard events", False, runtime=True)
+    artifacts: Literal["off", "names", "weights"] = about(
+        "W&B artifacts of a finished run: set and model by names and hashes, or with the best weights",
+        "names",
+        runtime=True,
+    )
+    images: Annotated[int, Meta(ge=0)] = about(
+        "test images to show in W&B, 1,000 at most: surest errors, then least sure ones; 0 sends none", 0, runtime=True
+    )
+    profile: bool = about(
+        "trace a few steps at the start and account for where their time goes, in RUN/profile", False, runtime=True
+    )
     log_every: Annotated[int, Meta(ge=1)] = about("steps between records", 10, runtime=True)
 
 

@@ -35,6 +35,19 @@ def choose_backend(wanted: str, policy: Policy, device: str, elsewhere: bool = F
     return "cpu"
 
 
+def of_reader(wanted: str, reader: str) -> str:
+    """Return the backend to wish for with a reader: `webdataset` is for where DALI is not.
+
+    Raises:
+        BadInput: DALI is asked for all the same.
+    """
+    if reader != "webdataset":
+        return wanted
+    if wanted == "dali":
+        raise BadInput("the reader webdataset has the CPU backend", WHERE, "set it to cpu, or data.reader to stream")
+    return "cpu"
+
+
 def describe_backend(backend: str, policy: Policy, device: str, threads: int) -> str:
     """Return in words who prepares the images, and why that is the better one."""
     if backend == "cpu":

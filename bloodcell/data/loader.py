@@ -24,6 +24,10 @@ AHEAD = 2
 """Finished batches that wait for the training loop, beside those that the backend works on."""
 
 
+TOGETHER = 1024
+"""Samples of an evaluation that sequential readers hold at once."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch.
@@ -48,7 +52,7 @@ def training_requests(order: BatchOrder, world: int, rank: int, first_step: int,
     for step in range(first_step, last_step):
         dealt = order.step(step, world, rank)
         for ids, occurrences in zip(dealt.ids, dealt.occurrences, strict=True):
-            yield Request(ids, occurrences, order.epoch(step), valid)
+            yield Request(ids, occurrences, order.epoch(step), valid, window=order.window(step))
 
 
 def evaluation_requests(order: EvaluationOrder, world: int, rank: int, epoch: int = 0) -> Iterator[Request]:
@@ -58,7 +62,7 @@ def evaluation_requests(order: EvaluationOrder, world: int, rank: int, epoch: in
     """
     for index in range(order.batches_per_rank(world)):
         ids, valid = order.batch(index, world, rank)
-        yield Request(ids, np.zeros_like(ids), epoch, valid)
+        yield Request(ids, np.zeros_like(ids), epoch, valid, window=index * order.batch_size // TOGETHER)
 
 
 class Renderer(Protocol):

@@ -121,7 +121,8 @@ class BatchOrder:
 
     Steps are optimizer steps, counted from 0 over all epochs. Micro-batch j of a step goes to rank
     j // (micro_batches / world), slot j % (micro_batches / world): its samples do not depend on the world size.
-    What does not fill a last step is left out, by the shuffle another part in each epoch.
+    What does not fill a last step is left out, by the shuffle another part in each epoch. `window_steps`: so many steps
+    of an epoch hold neighbours in the tars, for readers that read these together.
 
     Raises:
         BadInput: a size is below 1, or the split has too few samples for one step.
@@ -131,6 +132,7 @@ class BatchOrder:
     seed: int
     micro_batch: int
     micro_batches: int
+    window_steps: int = 1
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "micro_batches"):
@@ -157,6 +159,11 @@ class BatchOrder:
     def epoch(self, step: int) -> int:
         """Return the epoch that a step belongs to, counted from 0."""
         return step // self.steps_per_epoch
+
+    def window(self, step: int) -> int:
+        """Return the window that a step belongs to, counted from 0 over all epochs."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return epoch * -(-self.steps_per_epoch // self.window_steps) + within // self.window_steps
 
     def step(self, step: int, world: int, rank: int) -> Samples:
         """Return what `rank` of `world` ranks trains on in `step`: shape (micro_batches / world, micro_batch).

@@ -79,6 +79,7 @@ class Policy:
 
 POLICIES: dict[str, Policy] = {
     "none": Policy("none", ()),
+    "flip": Policy("flip", (Flip(),)),
     "light": Policy("light", (Crop(), Flip(), Brightness())),
     "rotate": Policy("rotate", (Crop(), Flip(), Rotate(), Brightness())),
     "stain": Policy("stain", (Crop(), Flip(), Stain())),

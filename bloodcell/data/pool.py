@@ -188,8 +188,13 @@ class Buffers:
 
 
 def _alone() -> None:
-    """Let torch compute in this thread alone: the pool is parallel over images."""
+    """Let torch compute in this thread alone: the pool is parallel over images.
+
+    The first operation of a thread takes over the number that was set last in any thread, here that of the main thread
+    after `_start`. Asking for it now is such a first operation.
+    """
     torch.set_num_threads(1)
+    torch.get_num_threads()
 
 
 def _start(pool: ThreadPoolExecutor, threads: int) -> None:

@@ -18,6 +18,7 @@ from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
 from bloodcell.data.resident import KEPT, HostCache
 from bloodcell.data.shardset import Reader, ShardSet, unreadable
+from bloodcell.data.windows import sequential_reader
 from shards.errors import Fault, Unreadable
 
 
@@ -31,7 +32,8 @@ class ReadAhead:
     """
 
     def __init__(self, shards: ShardSet, requests: Iterator[Request], reading: Reading) -> None:
-        self.shards, self.requests, self.reading = shards, requests, reading
+        self.shards, self.reading = shards, reading
+        self._reader, self.requests = self._opened(requests)
         self._ready: deque[tuple[Request, list[np.ndarray]]] = deque()
         self._change = threading.Condition()
         self._read = 0
@@ -81,7 +83,7 @@ class ReadAhead:
                 self._fault = unreadable(self.shards, sample, problem, "is the file system there? then start again")
 
     def _drive(self) -> None:
-        reader = Reader(self.shards, self.reading.check)
+        reader = self._reader
         try:
             for request in self.requests:
                 found = self._images(reader, request)
@@ -101,21 +103,35 @@ class ReadAhead:
                 self._ended = True
                 self._change.notify_all()
 
-    def _kept(self, sample: int, reader: Reader) -> np.ndarray:
-        cache, pixels = self.reading.cache, None
+    def _opened(self, requests: Iterator[Request]) -> tuple[Reader, Iterator[Request]]:
+        """Return what reads the samples, and the requests as it wants them gone through."""
+        how = self.reading
+        if how.reader == "plan":
+            return Reader(self.shards, how.check), requests
+        kept = lambda sample: self._kept(sample) is not None  # noqa: E731
+        reader = sequential_reader(how.reader, self.shards, check=how.check, kept=kept, begin=self._begin)
+        return reader, reader.through(requests)
+
+    def _begin(self, sample: int) -> bool:
+        """Note that a sample is being read from now on; return whether anybody still waits for it."""
+        self._since, self._sample = time.monotonic(), sample
+        return not self._closed
+
+    def _kept(self, sample: int) -> np.ndarray | None:
+        """Return the pixels of a sample if they are in memory."""
+        cache = self.reading.cache
         if isinstance(cache, HostCache):
-            pixels = cache.get(sample)
-        elif cache is not None and cache.has(sample):
-            pixels = KEPT
-        return reader.read(sample) if pixels is None else pixels
+            return cache.get(sample)
+        return KEPT if cache is not None and cache.has(sample) else None
 
     def _images(self, reader: Reader, request: Request) -> tuple[Request, list[np.ndarray]]:
         images: dict[int, np.ndarray] = {}
         problems: dict[int, Unreadable] = {}
         for row, sample in enumerate(request.ids.tolist()):
-            self._since, self._sample = time.monotonic(), sample
+            self._begin(sample)
             try:
-                images[row] = self._kept(sample, reader)
+                pixels = self._kept(sample)
+                images[row] = reader.read(sample) if pixels is None else pixels
             except Unreadable as problem:
                 if not self.reading.skip:
                     raise

@@ -17,6 +17,7 @@ class Reading:
         patience: seconds that reading one sample may take.
         depth: requests that are read ahead of the one that was taken.
         cache: where decoded images are kept, if they are.
+        reader: plan (each sample by itself), stream or webdataset (windows.py).
     """
 
     check: bool = True
@@ -24,3 +25,4 @@ class Reading:
     patience: float = 60.0
     depth: int = 2
     cache: HostCache | DeviceCache | None = None
+    reader: str = "plan"

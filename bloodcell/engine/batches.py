@@ -1,4 +1,4 @@
-"""Where the training loop's batches come from: read ahead of the steps, in each stage's size."""
+"""Where the training loop's batches come from: in which order, read ahead of the steps, in each stage's size."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 
 from bloodcell.config import Config
 from bloodcell.data.loader import Loader, training_requests
+from bloodcell.data.memory import available_memory
+from bloodcell.data.order import BatchOrder
 from bloodcell.data.pipeline import PREFETCH
 from bloodcell.data.reading import Reading
+from bloodcell.data.runs import LONG
+from bloodcell.data.sampling import sampling_plan
+from bloodcell.data.shardset import ShardSet
 from bloodcell.data.stages import Stage, Stages
+from bloodcell.data.streaming import SEQUENTIAL, StreamPlan, check_sampling
+from bloodcell.ranks import Ranks
+from shards.errors import BadInput
 
 if TYPE_CHECKING:
     from bloodcell.engine.setup import Job
@@ -18,10 +26,52 @@ LOOK_AHEAD = 2
 """Steps whose samples are read before a step ends: what it tells the others is looked at when the next one ends."""
 
 
+def make_order(config: Config, shards: ShardSet) -> BatchOrder:
+    """Return the order of the training samples."""
+    split, data, lanes = shards.split_name("train", config.data.fold), config.data, config.train.micro_batches
+    if data.reader in SEQUENTIAL:
+        check_sampling(data.sampling, data.reader)
+        stream = StreamPlan(shards.pieces(split), data.micro_batch, lanes, data.window)
+        return BatchOrder(stream, config.train.seed, data.micro_batch, lanes, stream.window_steps)
+    plan = sampling_plan(data.sampling, shards.ranges(split), shards.index["label"], shards.info.classes)
+    return BatchOrder(plan, config.train.seed, data.micro_batch, lanes)
+
+
+def held_bytes(config: Config, shards: ShardSet, ranks: Ranks) -> int:
+    """Return about how many bytes of encoded images a rank holds at a time for its windows; 0 for the reader plan."""
+    if config.data.reader not in SEQUENTIAL:
+        return 0
+    pieces = shards.info.shards_of(shards.split_name("train", config.data.fold))
+    samples, size = sum(one.samples for one in pieces), sum(one.bytes for one in pieces)
+    slots = -(-config.train.micro_batches // ranks.world)
+    wanted = slots * max(config.data.window, config.data.micro_batch)
+    return int(min(wanted, samples) * size / max(samples, 1)) + LONG
+
+
+def check_window(config: Config, shards: ShardSet, ranks: Ranks) -> None:
+    """Raise BadInput if the windows of this node's ranks do not fit into the memory that images may take."""
+    needs, room = held_bytes(config, shards, ranks) * ranks.local_world, available_memory() * config.data.cache_share
+    if needs > room:
+        raise BadInput(
+            f"the windows of {ranks.local_world} ranks would take {needs / 2**20:,.0f} MiB, "
+            f"{room / 2**20:,.0f} MiB are there for images",
+            "data.window",
+            "set it lower, or data.cache_share higher",
+        )
+
+
+def describe_reader(config: Config, shards: ShardSet, ranks: Ranks) -> str:
+    """Return in words how samples are read; "" for the reader plan."""
+    data, held = config.data, held_bytes(config, shards, ranks)
+    said = f"reader {data.reader}: windows of {data.window:,} samples, about {held / 2**20:,.0f} MiB held on each rank"
+    return said if held else ""
+
+
 def make_reading(config: Config, slots: int = 0, skip: bool = False) -> Reading:
     """Return how samples are read: ahead by what the ranks must know before they enter a step of so many slots."""
     patience = min(config.data.timeout, config.engine.timeout / 2, config.engine.stall / 2)
-    return Reading(config.data.check, skip, patience, depth=LOOK_AHEAD * slots + PREFETCH)
+    depth = LOOK_AHEAD * slots + PREFETCH
+    return Reading(config.data.check, skip, patience, depth, reader=config.data.reader)
 
 
 def training_batches(job: Job, first: int) -> Stages:

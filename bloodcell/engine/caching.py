@@ -22,6 +22,10 @@ from shards.errors import BadInput
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
+HEADERS = 4
+"""The tars of the smallest images are at most so many times as large as their pixels."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Where decoded images stay ("device", "host" or "off"), and why."""
@@ -42,8 +46,10 @@ def choose_cache(config: Config, shards: ShardSet) -> Choice:
     place = wanted if wanted != "auto" else "device" if cuda else "host"
     if place == "device" and not cuda:
         raise BadInput("there is no GPU that could keep images", "data.cache", "set it to host, off or auto")
-    needs, free = HostCache.size(Layout(shards, kept_ids(config, shards))), _free(place)
-    room = int(free * config.data.cache_share)
+    room = int(_free(place) * config.data.cache_share)
+    if wanted == "auto" and (least := _encoded(config, shards) // HEADERS) > room:
+        return Choice("off", f"they would take more than {_size(least)} of the {_size(room)} that they may take")
+    needs = HostCache.size(Layout(shards, kept_ids(config, shards)))
     said = f"{_size(needs)} of the {_size(room)} that they may take"
     if needs <= room:
         return Choice(place, said)
@@ -51,6 +57,12 @@ def choose_cache(config: Config, shards: ShardSet) -> Choice:
         return Choice("off", f"they would take {said}")
     fix = "set data.cache to off or auto, or data.cache_share higher"
     raise BadInput(f"decoded images would take {said} ({place})", "data.cache", fix)
+
+
+def _encoded(config: Config, shards: ShardSet) -> int:
+    """Return the bytes of the tars that a run looks at in every epoch, without a look at their samples."""
+    names = {shards.split_name(name, config.data.fold) for name in ("train", "val")} & set(shards.info.splits)
+    return sum({shard.file: shard.bytes for name in names for shard in shards.info.shards_of(name)}.values())
 
 
 def kept_ids(config: Config, shards: ShardSet) -> np.ndarray:

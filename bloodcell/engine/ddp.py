@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bloodcell.config import OptimConfig
 from bloodcell.engine.batchnorm import BatchNormStatistics
 from bloodcell.engine.optim import add_l1, clip_gradients, set_learning_rate
+from bloodcell.engine.warming import untraced
 from shards.errors import BadInput
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,6 +33,7 @@ class DDP:
         config: of the optimizer: L1 penalty and largest gradient norm.
         micro_batches: in a step over all ranks, to keep BatchNorm's counters independent of the world size.
         compress: whether gradients travel as bf16 (NCCL only).
+        compiler: makes compiled code of the network, which the steps then run.
     """
 
     name = "ddp"
@@ -45,6 +47,7 @@ class DDP:
         config: OptimConfig,
         micro_batches: int,
         compress: bool = False,
+        compiler: Callable[[nn.Module, BatchNormStatistics], nn.Module] | None = None,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.precision, self.config, self.micro_batches = precision, config, micro_batches
@@ -52,6 +55,7 @@ class DDP:
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._statistics = BatchNormStatistics(model)
         self._weights = list[torch.Tensor](model.parameters())
+        self._compiler = compiler
         self._net: nn.Module = self._wrapped(share_weights=True)
 
     def _wrapped(self, share_weights: bool) -> DistributedDataParallel:
@@ -59,7 +63,7 @@ class DDP:
             # The successor of broadcast_buffers is not there before torch 2.14.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = DistributedDataParallel(
-                self.model,
+                self._compiler(self.model, self._statistics) if self._compiler else self.model,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 # BatchNorm statistics stay local and are averaged when needed (batchnorm.py).
                 broadcast_buffers=False,
@@ -88,14 +92,11 @@ class DDP:
         the order of summation follows that layout; a resumed process would repeat the first layout and drift from the
         undisturbed run. A static graph counts its hooks in the first backward and notes their order in the second.
         """
-        buffers = [buffer.detach().clone() for buffer in self.model.buffers()]
-        for _ in range(2):
-            loss = nn.functional.cross_entropy(self.forward(images), labels)
-            loss.backward()
-            self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+        with untraced(self.model):
+            for _ in range(2):
+                loss = nn.functional.cross_entropy(self.forward(images), labels)
+                loss.backward()
+                self.optimizer.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def slot(self, index: int, slots: int) -> Iterator[None]:

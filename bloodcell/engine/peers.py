@@ -18,6 +18,12 @@ from shards.errors import EnvironmentFault
 BEAT_SECONDS = 1.0
 """A rank gives a sign of life this often; with very many ranks more rarely, for the store's sake."""
 
+SILENCE_SECONDS = 30.0
+"""How long a peer may be silent before it is taken to be gone; a call that holds Python's lock silences it too."""
+
+LEFT = "left"
+"""Phase of the last sign of life of a rank that has nothing more to do."""
+
 STORE_SECONDS = 5.0
 """How long the store may take to answer."""
 
@@ -58,6 +64,22 @@ class Beats:
             beat = Beat(self.number, phase, step, round(since, 1), socket.gethostname())
             with contextlib.suppress(RuntimeError):
                 self._store.set(_key(self.ranks.rank), json.dumps(beat.__dict__))
+
+    def heard(self) -> list[Beat | None]:
+        """Return the last sign of life of each rank, None where there was none; empty if the store does not answer."""
+        with contextlib.suppress(RuntimeError):
+            return _read_all(self._store, self.ranks.world) if self._store is not None else []
+        return []
+
+
+def any_silent(before: list[Beat | None], after: list[Beat | None], rank: int) -> bool:
+    """Whether a peer of `rank` gave no sign of life between two times of asking, and has not left in good order."""
+    pairs = zip(before, after, strict=False)
+    return any(
+        first == second and (second is None or second.phase != LEFT)
+        for peer, (first, second) in enumerate(pairs)
+        if peer != rank
+    )
 
 
 def suspects(ranks: Ranks, step: int) -> str:

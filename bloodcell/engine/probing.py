@@ -27,7 +27,7 @@ from bloodcell.engine.feature_table import FeatureTable, read_feature_table
 from bloodcell.engine.features import tapped
 from bloodcell.engine.inference import evaluating, split_ids
 from bloodcell.engine.probe import METHODS, Probe, Samples, settings
-from bloodcell.engine.setup import example
+from bloodcell.engine.warming import example
 from bloodcell.evaluation.predictions import Predictions
 from bloodcell.evaluation.source import Source, digest, write_sourced
 from bloodcell.models.heads import head_of

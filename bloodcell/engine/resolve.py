@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bloodcell.config import Config, override
-from bloodcell.data.backends import choose_backend
+from bloodcell.data.backends import choose_backend, of_reader
 from bloodcell.data.policies import find_policy
 from bloodcell.ranks import Ranks, choose_device, cores_per_rank
 
@@ -33,17 +33,27 @@ def resolve(config: Config, ranks: Ranks, machine: Machine | None = None) -> Con
         wanted = machine.device if config.engine.device == "auto" else config.engine.device
         device, cores = torch.device(wanted), machine.cores
     policy, elsewhere = find_policy(config.data.policy), machine is not None
+    wanted = of_reader(config.data.backend, config.data.reader)
     return override(
         config,
         {
             "data.set": str(Path(config.data.set).resolve()),
-            "data.backend": choose_backend(config.data.backend, policy, device.type, elsewhere),
+            "data.backend": choose_backend(wanted, policy, device.type, elsewhere),
             "data.threads": config.data.threads or _loader_threads(cores, device),
             "engine.device": device.type,
             "engine.precision": _precision(config.engine.precision, device),
             "engine.threads": config.engine.threads or _torch_threads(cores, device),
         },
     )
+
+
+def as_stored(config: Config, stored: Config) -> Config:
+    """Return the config of a run that goes on: what was decided once, on another length or machine, stays."""
+    if config.engine.compile == "auto":
+        config = override(config, {"engine.compile": stored.engine.compile})
+    if not config.data.micro_batch:
+        config = override(config, {"data.micro_batch": stored.data.micro_batch})
+    return config
 
 
 def _precision(wanted: str, device: torch.device) -> str:

@@ -14,10 +14,13 @@ from bloodcell.data.leaving_out import LeftOut, consumed_digest
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank
 from bloodcell.engine.attempts import begin_attempt
+from bloodcell.engine.batches import make_order
+from bloodcell.engine.efficiency import efficiency, measured_ceiling
 from bloodcell.engine.evaluate import evaluate_run, export_weights
 from bloodcell.engine.loading import loaded
 from bloodcell.engine.preemption import started
-from bloodcell.engine.setup import Job, make_order, prepare
+from bloodcell.engine.setup import Job, prepare
+from bloodcell.engine.shown import gather
 from bloodcell.engine.skipped import SKIPPED_FILE, describe_left_out
 from bloodcell.engine.train import Progress, train
 from bloodcell.engine.watchdog import feed
@@ -26,6 +29,7 @@ from bloodcell.models.weights import sha256
 from bloodcell.ranks import Ranks
 from bloodcell.runfolder import RunFolder, Status, environment
 from bloodcell.tracking import Tracker, open_tracker
+from bloodcell.tracking.view import one_line
 from shards.console import say, warn
 from shards.errors import Fault, Preempted, Stopped
 
@@ -62,12 +66,16 @@ def execute(
         _prove(job, state)
         results = _finish(job, state)
         outcome = "done"
-    except Stopped:
+    except Stopped as stop:
         job.checkpoints.wait()  # all ranks stop together: what was asked to be saved is there when they leave
         outcome = "preempted"
+        job.tracker.alert(f"{run.path.name}: stopped", one_line(stop), failed=False)
         job.tracker.close(outcome)
         with contextlib.suppress(RuntimeError):
             dist.barrier()  # go together: a launcher that sees one rank go soon kills those that still say goodbye
+        raise
+    except Exception as problem:
+        job.tracker.alert(f"{run.path.name}: failed", one_line(problem))
         raise
     finally:
         job.checkpoints.close()
@@ -138,7 +146,11 @@ def _track(job: Job, state: Progress, resumed: bool) -> Tracker:
             again="val/" if state.unvalidated else None,
         ),
     )
-    return opened or Tracker()
+    tracker = opened or Tracker()
+    if resumed and not state.finished:
+        attempt = job.status.values["attempt"]
+        tracker.alert(f"{job.run.path.name}: started again", f"attempt {attempt}, at step {state.step}", failed=False)
+    return tracker
 
 
 def _prove(job: Job, state: Progress) -> None:
@@ -166,10 +178,25 @@ def _finish(job: Job, state: Progress) -> dict[str, Any]:
         on_first_rank(job.ranks, lambda: export_weights(job.run, job.strategy.model, job.config, classes, fingerprint))
     splits = [name for name in ("val", "test") if job.has(name)]
     results = evaluate_run(job.run, job.config, job.shards, job.ranks, splits)
+    _tell_efficiency(job)
     for name, result in results.items():
         values = {f"{name}/{metric}": value["value"] for metric, value in result["metrics"].items()}
         job.tracker.summary({key: value for key, value in values.items() if value is not None})
+    feed("showing", state.step)  # a server may take its time limits
+    job.tracker.results(lambda: gather(job.run, job.config))
     return results
+
+
+def _tell_efficiency(job: Job) -> None:
+    """Say in status.json and the trackers how well the machine was used, where this start has trained."""
+    rate = job.status.values.get("images_per_s")
+    if not rate or not job.ranks.first:
+        return
+    ceiling = measured_ceiling(job.device, job.config.engine.precision)
+    found = efficiency(job.config, rate, job.ranks.world, ceiling)
+    job.status.update(efficiency=found)
+    told = {"images_per_s": rate, "data_wait": job.status.values["data_wait"], **found}
+    job.tracker.summary({f"train/{name}": value for name, value in told.items() if isinstance(value, float)})
 
 
 def failure(run: RunFolder, status: Status, code: int, problem: Exception) -> None:

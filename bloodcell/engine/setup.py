@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bloodcell.config import Config
+from bloodcell.config import Config, override
 from bloodcell.data.backends import describe_backend
 from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
 from bloodcell.data.resident import DeviceCache, HostCache
-from bloodcell.data.sampling import dealt, describe, sampling_plan
+from bloodcell.data.sampling import dealt, describe
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
-from bloodcell.engine.batches import make_reading
+from bloodcell.engine.batches import describe_reader, make_order, make_reading
 from bloodcell.engine.caching import open_cache
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
@@ -30,6 +30,7 @@ from bloodcell.engine.lock import check_lock
 from bloodcell.engine.losses import VIEWS, Loss, build_loss
 from bloodcell.engine.meter import Meter
 from bloodcell.engine.optim import build_optimizer, check_optimizer
+from bloodcell.engine.phases import Phases
 from bloodcell.engine.plan import Plan, make_plan
 from bloodcell.engine.preemption import Lead
 from bloodcell.engine.reestimate import estimate_statistics
@@ -37,6 +38,7 @@ from bloodcell.engine.sizes import parse_sizes
 from bloodcell.engine.skipped import left_out_facts, write_left_out
 from bloodcell.engine.strategies import check_strategy, joined_norms, make_strategy
 from bloodcell.engine.strategy import Strategy
+from bloodcell.engine.warming import example
 from bloodcell.models import sources, weights, zoo
 from bloodcell.ranks import Ranks, choose_device
 from bloodcell.runfolder import RunFolder, Status
@@ -68,6 +70,7 @@ class Job:
     tracker: Tracker
     lead: Lead
     cache: HostCache | DeviceCache | None
+    phases: Phases = field(default_factory=Phases)
     stall_seconds: float = 0.0
     """How long training waited for the last checkpoint."""
     told_left_out: int = -1
@@ -159,6 +162,8 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
             split the set lacks, a world size that does not divide the micro-batches, too few samples, a sampling that
             makes no sense.
     """
+    if not config.data.micro_batch:  # found where the run will be
+        config = override(config, {"data.micro_batch": 1})
     outline = check_model(config)
     check_views(config)
     check_optimizer(config.optim.name)
@@ -207,13 +212,6 @@ def check_model(config: Config) -> nn.Module:
     return outline
 
 
-def make_order(config: Config, shards: ShardSet) -> BatchOrder:
-    """Return the order of the training samples."""
-    ranges = shards.ranges(shards.split_name("train", config.data.fold))
-    plan = sampling_plan(config.data.sampling, ranges, shards.index["label"], shards.info.classes)
-    return BatchOrder(plan, config.train.seed, config.data.micro_batch, config.train.micro_batches)
-
-
 def make_loss(config: Config, shards: ShardSet, plan: SamplingPlan) -> Loss:
     """Return the loss, weighted and adjusted by how often an epoch deals each class where the config asks for it."""
     info = shards.info
@@ -257,7 +255,8 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
     device = choose_device(ranks, config.engine.device)
     order = make_order(config, shards)
     plan = make_plan(config, order, ranks)
-    for line in (describe(order.plan, shards.info.classes), plan.sizes.describe()):
+    reader = describe_reader(config, shards, ranks)
+    for line in (describe(order.plan, shards.info.classes), plan.sizes.describe(), reader):
         if ranks.first and line:
             say(line)
     view = make_view(config)
@@ -317,11 +316,3 @@ def make_inference(
         reading=make_reading(config),
         name=name,
     )
-
-
-def example(config: Config, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a micro-batch of the run's shape: images float32 [batch, 3, size, size] and labels int64 [batch]."""
-    batch, size = config.data.micro_batch, config.data.size
-    layout = torch.channels_last if config.engine.channels_last else torch.contiguous_format
-    images = torch.linspace(-1, 1, batch * 3 * size * size, device=device).reshape(batch, 3, size, size)
-    return images.contiguous(memory_format=layout), torch.zeros(batch, dtype=torch.int64, device=device)

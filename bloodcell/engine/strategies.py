@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from bloodcell.config import Config
+from bloodcell.engine.compiling import Compiler, check_compile
 from bloodcell.engine.ddp import DDP
 from bloodcell.engine.strategy import Strategy
-from bloodcell.engine.zero_config import check_zero
+from bloodcell.engine.zero_config import check_zero, reach_tools
 from shards.errors import BadInput
 
 
@@ -22,6 +23,7 @@ def check_strategy(config: Config) -> None:
         BadInput: what it needs is not there, or settings that do not go together.
     """
     engine = config.engine
+    check_compile(config)
     if engine.device == "cpu" and engine.sync_norm:
         fix = "set it to false, or use a GPU"
         raise BadInput("BatchNorm over all ranks needs a GPU: torch has none for a CPU", "engine.sync_norm", fix)
@@ -41,6 +43,14 @@ def check_strategy(config: Config) -> None:
 def joined_norms(model: nn.Module, config: Config) -> nn.Module:
     """Return the network, with BatchNorm over all ranks if the config asks for it; the weights are the same ones."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if config.engine.sync_norm else model
+
+
+def make_compiler(config: Config, device: torch.device) -> Compiler | None:
+    """Return what compiles the training step, if the config asks for it."""
+    if config.engine.compile != "on":
+        return None
+    reach_tools()
+    return Compiler(config, torch.distributed.get_world_size(), device)
 
 
 def make_strategy(
@@ -67,6 +77,7 @@ def make_strategy(
             config.optim,
             config.train.micro_batches,
             config.engine.compress == "bf16",
+            make_compiler(config, device),
         )
     from bloodcell.engine.zero import Zero
 

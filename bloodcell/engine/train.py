@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,8 +14,10 @@ from bloodcell.data.loader import Batch
 from bloodcell.data.order import DIGEST_MASK
 from bloodcell.engine.agree import raise_together
 from bloodcell.engine.batches import LOOK_AHEAD, training_batches
+from bloodcell.engine.collecting import Collector
 from bloodcell.engine.guard import Guard, StepReport
 from bloodcell.engine.meter import Meter
+from bloodcell.engine.phases import AGREE, BACKWARD, FORWARD, OPTIMIZER, WAIT, Phases
 from bloodcell.engine.preemption import stopped
 from bloodcell.engine.setup import Job
 from bloodcell.engine.validate import Validation
@@ -86,7 +89,9 @@ def train(job: Job, state: Progress) -> Progress:
     if state.unvalidated and settle(job, state, validation, meter, False, False):
         return state
     first = state.step
-    with training_batches(job, first) as loader:
+    phases = job.phases = make_phases(job)
+    collector = Collector(config.engine.collect_every)
+    with training_batches(job, first) as loader, contextlib.closing(phases), collector:
         raise_together(loader.fault_before(LOOK_AHEAD * plan.slots))
         batches = iter(loader)
         meter.restart(loader.waited)
@@ -94,15 +99,20 @@ def train(job: Job, state: Progress) -> Progress:
         for step in _shown(range(state.step, plan.steps), plan.steps, ranks.first):
             feed("training", step)
             job.thaw(step)
+            phases.begin(step)
             rate = plan.schedule.rate(step, state.falls)
             norm = take_step(job, guard, batches, step, rate)
-            fault = loader.fault_before((step - first + 1 + LOOK_AHEAD) * plan.slots)
-            report = guard.end(norm, unreadable=fault is not None)
+            with phases.part(WAIT):
+                fault = loader.fault_before((step - first + 1 + LOOK_AHEAD) * plan.slots)
+            with phases.part(AGREE):
+                report = guard.end(norm, unreadable=fault is not None)
             job.average.update(step + 1)
             state.step, state.planned = step + 1, plan.steps
             state.note(report)
             meter.note(report)
             meter.step(loader.waited)
+            if phases.end():
+                meter.restart(loader.waited)
 
             pauses = plan.evaluates_after(state.step) or plan.saves_after(state.step) or guard.leave
             if pauses or state.step % config.tracking.log_every == 0:
@@ -110,11 +120,14 @@ def train(job: Job, state: Progress) -> Progress:
                 state.note(report)
                 meter.note(report)
                 job.tracker.log(state.step, meter.record(rate, plan.sizes.at(step)), plan.epoch(state.step))
+            collector.step(state.step)
             if pauses or guard.leave:  # the flush may have brought the signal
                 if settle(job, state, validation, meter, plan.saves_after(state.step), guard.leave, fault):
                     break
+                collector.pause()
                 meter.restart(loader.waited)
             job.show(state, meter)
+        phases.finish()
     if state.step < plan.steps and ranks.first:
         say(f"stopped early at step {state.step}: {config.train.monitor} has not improved {state.stale} times")
     return state
@@ -122,17 +135,30 @@ def train(job: Job, state: Progress) -> Progress:
 
 def take_step(job: Job, guard: Guard, batches: Iterator[Batch], step: int, rate: float) -> torch.Tensor:
     """Do one optimizer step at this learning rate; return its gradient norm before clipping. Collective."""
-    strategy, slots = job.strategy, job.plan.slots
+    strategy, slots, phases = job.strategy, job.plan.slots, job.phases
     guard.begin(step)
     for slot in range(slots):
-        batch = next(batches)
+        with phases.part(WAIT):
+            batch = next(batches)
         seed_micro_batch(job.config.train.seed, step, job.ranks.rank * slots + slot)
         images, target = job.mixing(batch.request, batch.images, batch.labels, job.classes)
         with strategy.slot(slot, slots):
-            loss = job.loss(strategy.forward(images), target)
-            strategy.backward(loss / slots)
+            with phases.part(FORWARD):
+                loss = job.loss(strategy.forward(images), target)
+            with phases.part(BACKWARD):
+                strategy.backward(loss / slots)
         guard.watch(batch.request, loss)
-    return strategy.step(rate)
+    with phases.part(OPTIMIZER):
+        return strategy.step(rate)
+
+
+def make_phases(job: Job) -> Phases:
+    """Return what takes note of the parts of a step: nothing, or a profile."""
+    if not job.config.tracking.profile:
+        return Phases()
+    from bloodcell.engine.profiling import Profile
+
+    return Profile(job.run.path, job.ranks, job.device, job.plan.global_batch)
 
 
 def settle(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from shards.errors import EnvironmentFault
 
 if TYPE_CHECKING:
+    from bloodcell.engine.peers import Beat, Beats
     from bloodcell.ranks import Ranks
 
 BRISK = ("training", "evaluating")
@@ -50,7 +51,8 @@ class Watchdog:
         ranks: this process's place.
         attempt: which start of the run this is.
         stall: seconds that a step or an evaluation batch may take (longer if earlier ones took a tenth of it).
-        patience: seconds for everything else: start-up, the first step, saving, judging.
+        patience: seconds for everything else: start-up, the first step, saving, judging. Where a peer gives no sign of
+            life any more, that ends after `stall` and some seconds too.
         last_words: takes the reason before the end.
     """
 
@@ -72,6 +74,7 @@ class Watchdog:
         self._beat_file = -1
         self._stacks: TextIO | None = None
         self._enabled = False
+        self._asked: tuple[Fed, float, list[Beat | None]] | None = None
 
     def __enter__(self) -> Watchdog:
         global _watchdog
@@ -112,7 +115,7 @@ class Watchdog:
             os.pwrite(self._beat_file, f"{content:<{HEARTBEAT_BYTES}}\n".encode(), 0)
 
     def _watch(self) -> None:
-        from bloodcell.engine.peers import Beats
+        from bloodcell.engine.peers import LEFT, Beats
 
         beats = Beats(self.ranks)
         beats.send(self.fed.phase, self.fed.step, 0.0)
@@ -130,8 +133,23 @@ class Watchdog:
                 beats.send(fed.phase, fed.step, now - fed.time)
                 last_beat = now
                 self._arm(self.limit(fed) + 10)
-            if now - fed.time > self.limit(fed):
+            if now - fed.time > self.limit(fed) or self._waits_in_vain(beats, fed, now):
                 self._end(fed)
+        beats.send(LEFT, self.fed.step, 0.0)
+
+    def _waits_in_vain(self, beats: Beats, fed: Fed, now: float) -> bool:
+        """Whether, in something whose length is not known, a peer is silent: slow ones give signs of life."""
+        from bloodcell.engine.peers import SILENCE_SECONDS, any_silent
+
+        if fed.brisk or self.ranks.world == 1 or now - fed.time <= self.stall:
+            return False
+        if self._asked is None or self._asked[0] is not fed:
+            self._asked = fed, now, beats.heard()
+        _, then, before = self._asked
+        if now - then < max(min(self.stall, SILENCE_SECONDS), self.ranks.world / 8):
+            return False
+        self._asked = fed, now, beats.heard()
+        return any_silent(before, self._asked[2], self.ranks.rank)
 
     def _arm(self, seconds: float) -> None:
         """Let faulthandler's C thread write the stacks in `seconds`, unless this one comes by before."""

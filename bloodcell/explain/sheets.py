@@ -19,22 +19,23 @@ MOST_NAMES = 10
 """Names that get a colour of their own; the others are grey."""
 
 
-def overlay(pixels: np.ndarray, heat: np.ndarray) -> str:
+def overlay(pixels: np.ndarray, heat: np.ndarray, side: int = SIDE) -> str:
     """Return an image with its map over it as a JPEG data URI.
 
     Args:
         pixels: uint8 [h, w, 3].
         heat: float [h, w] in 0..1; where it is 0 the image shows unchanged.
+        side: longer side of the result, pixels, at most.
     """
     colour = mpl.colormaps["inferno"](heat)[..., :3] * 255
     strength = 0.65 * heat[..., None]
-    return uri((pixels * (1 - strength) + colour * strength).round().astype(np.uint8))
+    return uri((pixels * (1 - strength) + colour * strength).round().astype(np.uint8), side)
 
 
-def uri(pixels: np.ndarray) -> str:
-    """Return pixels uint8 [h, w, 3] as a JPEG data URI of at most SIDE pixels."""
+def uri(pixels: np.ndarray, side: int = SIDE) -> str:
+    """Return pixels uint8 [h, w, 3] as a JPEG data URI of at most `side` pixels."""
     image = Image.fromarray(pixels)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -49,9 +49,9 @@ class Check:
 def check(classifier: Classifier, run: Path, kind: str, file: Path, bound: float = BOUND) -> Check:
     """Compare an exported file with its run on images of the run's test split, or on drawn ones where that is gone."""
     pictures, of = _pictures(classifier, run)
-    apply = use(kind, file)
     calibrated = kind != "safetensors"  # a weights file knows no temperature
-    theirs = np.concatenate([apply(picture[None]) for picture in pictures])
+    with use(kind, file) as apply:
+        theirs = np.concatenate([apply(picture[None]) for picture in pictures])
     same = _shown(classifier, pictures, calibrated)
     answers = classifier.predict(pictures)
     logits = np.stack([answer.logits for answer in answers])

@@ -2,5 +2,5 @@
 
 from __future__ import annotations
 
-FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2", "aot": ".pt2"}
-"""Name -> how the file's name ends."""
+FORMATS = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2", "aot": ".pt2", "space": ""}
+"""Name -> how the file's name ends; a space is a folder."""

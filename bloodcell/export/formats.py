@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,11 @@ def write(classifier: Classifier, run: Path, kind: str, output: Path) -> None:
         BadInput: the format's packages are missing, or the file cannot be written.
         EnvironmentFault: the disk is full or fails, or no compiler is there (aot).
     """
+    if kind == "space":
+        from bloodcell.export.space import write_space
+
+        write_space(classifier, run, output, lambda other, file: write(classifier, run, other, file))
+        return
     if output.is_dir():
         raise BadInput("there is a folder of this name", output, "choose another file")
     try:
@@ -52,8 +59,19 @@ def write(classifier: Classifier, run: Path, kind: str, output: Path) -> None:
         raise BadInput(f"the file cannot be written: {error.strerror}", output, "choose another one") from error
 
 
-def use(kind: str, path: Path) -> Use:
-    """Return what applies an exported file to images, through the program that others will use for it."""
+@contextlib.contextmanager
+def use(kind: str, path: Path) -> Iterator[Use]:
+    """Yield what applies an exported file to images, through the program that others will use for it."""
+    if kind == "space":
+        from bloodcell.export.space import running
+
+        with running(path) as ask:
+            yield ask
+    else:
+        yield _applied(kind, path)
+
+
+def _applied(kind: str, path: Path) -> Use:
     if kind == "safetensors":
         return _network(path)
     if kind == "onnx":
@@ -112,13 +130,17 @@ def _program(classifier: Classifier, run: Path, target: Path) -> None:
     torch.export.save(_traced(classifier), str(target), extra_files=texts)
 
 
+def check_onnx() -> None:
+    """Raise BadInput if a package that ONNX files need is not installed."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):  # the check needs the last one: better to say so now
+        if importlib.util.find_spec(name) is None:
+            raise BadInput(f"{name} is not installed", "--format onnx", "pip install 'bloodcell[export]'")
+
+
 def _onnx(classifier: Classifier, run: Path, target: Path) -> None:
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401  the check needs it: better to say so now
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise BadInput(f"{error.name} is not installed", "--format onnx", "pip install 'bloodcell[export]'") from error
+    check_onnx()
+    import onnx
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.onnx.export(

@@ -132,11 +132,23 @@ class Classifier:
                     batch, good = [], 0
             yield from self._answers(batch)
 
+    @property
+    def batch(self) -> int:
+        """Pictures that pass through the network at once."""
+        return self._pixels.batch
+
+    def shown(self, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+        """Return what the network sees, float32 [batch, 3, size, size], of 1 to `batch` pictures.
+
+        Rows behind the last picture repeat it.
+        """
+        return self._pixels(pictures)
+
     def logits(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 [pictures, classes] of up to a batch of pictures, uint8 [height, width, 3] RGB."""
         if not pictures:
             return np.empty((0, len(self.classes)), dtype=np.float32)
-        shown = self._pixels(pictures)
+        shown = self.shown(pictures)
         with torch.inference_mode(), autocast(self.device, self.config.engine.precision):
             found = oriented_logits(self.model, shown, self.orientations)
         return np.asarray(found[: len(pictures)].cpu().numpy())

@@ -6,10 +6,12 @@ unknown where its absence would mislead.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from bloodcell.report.explained import flagged
-from bloodcell.report.files import ordered
+from bloodcell.report.facts import facts_of
+from bloodcell.report.files import FILES, ordered, read_run
 from bloodcell.report.markdown import code, table, text
 from bloodcell.report.results import CLASS_METRICS, METRICS, SPOKEN, value_of
 from bloodcell.report.sections import SCORES
@@ -49,6 +51,21 @@ def model_card(facts: dict[str, Any]) -> str:
         lines += part
     lines += [*_other_sets(facts), *_limits(facts, first), *_cost(facts), *_loading(facts), *_rights(facts)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def card_of(run: Path) -> str:
+    """Return the card of a run folder: the one that is written there, else one of what is known; of a lone weights
+    file that nothing is known.
+
+    Raises:
+        BadInput: a file of the run is damaged.
+    """
+    if run.is_file():
+        return f"# {text(run.name)}\n\n{RESEARCH} A weights file without its run folder: nothing else is known of it.\n"
+    written = run / FILES["card"]
+    if written.exists():
+        return written.read_text(encoding="utf-8")
+    return model_card(facts_of(read_run(run), None, None))
 
 
 def _model(facts: dict[str, Any]) -> list[str]:

@@ -47,8 +47,9 @@ def cost(status: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any] 
         environment: environment.json: device, world, threads.
 
     Returns:
-        {wall_seconds, ranks, device, gpu_hours, core_hours, energy}; what is not known is None. energy: {kwh,
-        gpu_watts, core_watts, assumption}, an estimate and never a measurement.
+        {wall_seconds, ranks, device, gpu_hours, core_hours, energy, speed}; what is not known is None. energy: {kwh,
+        gpu_watts, core_watts, assumption}, an estimate and never a measurement. speed: {images_per_s, data_wait, and
+        what engine.efficiency found}, of the last start that trained.
     """
     wall = status.get("wall_seconds")
     if not isinstance(wall, int | float) or isinstance(wall, bool) or wall <= 0:
@@ -68,9 +69,17 @@ def cost(status: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any] 
         "gpu_hours": round(hours * ranks, 6) if on_gpu else (0.0 if device else None),
         "core_hours": round(hours * ranks * cores, 6) if cores else None,
         "energy": None,
+        "speed": _speed(status),
     }
     found["energy"] = _energy(found, str(device), on_gpu)
     return found
+
+
+def _speed(status: dict[str, Any]) -> dict[str, Any] | None:
+    if not status.get("images_per_s"):
+        return None
+    found = {name: status.get(name) for name in ("images_per_s", "data_wait")}
+    return {**dict.fromkeys(("tflops", "mfu", "gb_per_s", "bandwidth")), **found, **(status.get("efficiency") or {})}
 
 
 def board_watts(device: str) -> float | None:

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bloodcell.tracking.metrics_log import read_metrics
+from bloodcell.tracking.results import Gather, Results
 from bloodcell.tracking.view import one_line
 from bloodcell.tracking.wandb_view import KEY_FIX, WandbRun, WandbView, client, end_client, is_refusal, run_id
 from shards.atomic import write_json
 from shards.errors import BadInput, EnvironmentFault
 
 FILE = "synced.json"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A confusion matrix of counts, rows true, columns predicted, of one split."""
-
-    split: str
-    classes: list[str]
-    matrix: list[list[int]]
+AGAIN = "start again: nothing is sent twice"
 
 
 @dataclass(frozen=True)
@@ -34,16 +26,14 @@ class Standing:
     Attributes:
         until: records up to this step will stay as they are; None: all of them, the run has ended.
         outcome: of the last attempt ("done", "preempted", …); None while it runs.
-        summary: final values by name.
-        charts: to draw.
-        pages: files to keep beside the run.
+        said: why it stopped; "" for a run that is done, or runs.
+        results: what it has to show when it has ended.
     """
 
     until: int | None
     outcome: str | None
-    summary: dict[str, Any]
-    charts: Sequence[Chart]
-    pages: Sequence[Path]
+    said: str
+    results: Gather
 
 
 @dataclass(frozen=True)
@@ -80,24 +70,25 @@ def send(run: Path, config: dict[str, Any], filed: WandbRun, standing: Standing)
         view = _open(run, config, filed, Path(scratch))
         for number in range(begin, len(records)):
             view.log(records[number], number)
-        if finished:
-            _end(view, standing)
-        url = view.url
-        whole = view.finish(0 if standing.outcome in ("done", None) else 1)
+        found = standing.results() if finished else None
+        try:
+            if found is not None:
+                _end(view, run.resolve().name, standing, found)
+            url, whole = view.url, view.finish(0 if standing.outcome in ("done", None) else 1)
+        except Exception as error:  # the client fails in many ways
+            view.abandon()
+            raise EnvironmentFault(f"W&B did not take everything: {one_line(error)}", run, AGAIN) from None
     if not whole:
-        raise EnvironmentFault(
-            f"W&B did not take everything in {filed.finish_timeout:g} s", run, "start again: nothing is sent twice"
-        )
+        raise EnvironmentFault(f"W&B did not take everything in {filed.finish_timeout:g} s", run, AGAIN)
     write_json(note, {"records": len(records), "finished": finished, "url": url})
     return Sent(max(0, len(records) - begin), len(records), finished, url)
 
 
-def _end(view: WandbView, standing: Standing) -> None:
-    for chart in standing.charts:
-        view.confusion(chart.split, int(standing.summary.get("step", 0)), chart.classes, chart.matrix)
-    view.summary({**standing.summary, "outcome": standing.outcome})
-    for page in standing.pages:
-        view.save(page)
+def _end(view: WandbView, name: str, standing: Standing, found: Results) -> None:
+    view.results(lambda: found)
+    view.summary({"outcome": standing.outcome})
+    if standing.outcome != "done":
+        view.alert(f"{name}: {standing.outcome}", standing.said, standing.outcome == "failed")
 
 
 def _open(run: Path, config: dict[str, Any], filed: WandbRun, folder: Path) -> WandbView:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bloodcell.tracking.metrics_log import MetricsLog
+from bloodcell.tracking.results import Gather
 from bloodcell.tracking.tensorboard_view import TensorBoardView, check_tensorboard
 from bloodcell.tracking.view import LARGEST_CHART, View, one_line
 from bloodcell.tracking.wandb_view import Mode, WandbRun, check_wandb, open_wandb
@@ -61,6 +62,14 @@ class Tracker:
     def summary(self, values: dict[str, Any]) -> None:
         """Show final values in the views, by name."""
         self._show(lambda view: view.summary(values))
+
+    def results(self, gather: Gather) -> None:
+        """Show what a finished run has beside its metrics; only views that can show it call `gather`."""
+        self._show(lambda view: view.results(gather))
+
+    def alert(self, title: str, text: str, failed: bool = True) -> None:
+        """Tell people through the views that something has happened; one line each, without secrets."""
+        self._show(lambda view: view.alert(title, text, failed))
 
     def flush(self) -> None:
         """Let the views hand on what they hold."""
@@ -151,7 +160,7 @@ def open_tracker(
         resume_step: the step of the checkpoint that the run goes on from; None at the beginning of a run.
         again: names that begin like this are measured again at that step.
         init_timeout: seconds that the W&B server has to answer; then the run goes on offline.
-        finish_timeout: seconds that the last data have to reach the W&B server.
+        finish_timeout: seconds that the results of a finished run, and then the last data, have to reach the server.
 
     Raises:
         BadInput: an explicit "online" without a usable API key; TensorBoard is asked for and not installed.

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from bloodcell.tracking.results import Gather
+
 LARGEST_CHART = 100
 """Confusion matrices of more classes are not drawn in the views: nobody can read them."""
 
@@ -26,6 +28,12 @@ class View:
 
     def summary(self, values: dict[str, Any]) -> None:
         """Show final values by name."""
+
+    def results(self, gather: Gather) -> None:
+        """Show what a finished run has beside its metrics; `gather` collects it, which may take a while."""
+
+    def alert(self, title: str, text: str, failed: bool) -> None:
+        """Tell people who do not look here all the time."""
 
     def flush(self) -> None:
         """Hand on what is still in memory."""

@@ -21,7 +21,10 @@ from typing import Any, Literal
 
 from bloodcell.tracking.confusion import draw_confusion
 from bloodcell.tracking.metrics_log import plain_number
+from bloodcell.tracking.names import METRICS, STEP
+from bloodcell.tracking.results import Gather
 from bloodcell.tracking.view import View, one_line
+from bloodcell.tracking.wandb_results import send_results, within
 from shards.atomic import open_atomic
 from shards.console import say, warn
 from shards.errors import BadInput
@@ -42,7 +45,8 @@ class WandbRun:
         group: runs that belong together, such as the folds of one experiment; None for none.
         job_type: the part that this run plays in its group; None for none.
         init_timeout: seconds that the server has to answer before the run goes on offline.
-        finish_timeout: seconds that the last data have to reach the server; what does not stays on disk.
+        finish_timeout: seconds that the results, and then the last data, have to reach the server; what does not
+            stays on disk.
     """
 
     project: str
@@ -111,12 +115,16 @@ def open_wandb(run: Path, config: dict[str, Any], mode: Mode, filed: WandbRun) -
 
 
 def run_id(run: Path) -> str:
-    """Return the W&B id of a run folder: drawn once, kept in RUN/wandb/run_id, the same after every restart."""
+    """Return the W&B id of a run folder: drawn once, kept in RUN/wandb/run_id, the same after every restart.
+
+    For a trial that W&B's own sweep agent starts, the server has drawn it.
+    """
     file = run / "wandb" / "run_id"
     if file.exists() and re.fullmatch(r"[0-9a-z]{4,64}", known := file.read_text().strip()):
         return known
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = secrets.token_hex(8)
+    given = os.environ.get("WANDB_RUN_ID", "") if os.environ.get("WANDB_SWEEP_ID") else ""
+    new = given if re.fullmatch(r"[0-9a-z]{4,64}", given) else secrets.token_hex(8)
     with open_atomic(file, "w") as handle:
         handle.write(new + "\n")
     return new
@@ -156,8 +164,11 @@ class WandbView(View):
             settings=_settings(wandb, **_quiet(filed)),
         )
         self._number = 0
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
+        self._step = 0
+        self._run.define_metric(STEP)
+        for name in METRICS:
+            self._run.define_metric(name, step_metric=STEP)
+        self._run.define_metric("*", step_metric=STEP)
 
     @property
     def url(self) -> str:
@@ -165,7 +176,7 @@ class WandbView(View):
         return self._run.url or ""
 
     def log(self, record: dict[str, Any], number: int) -> None:
-        self._number = number
+        self._number, self._step = number, record["step"]
         values = {name: plain_number(value) for name, value in record.items() if name != "time" and value is not None}
         self._run.log(values, step=number)
 
@@ -177,9 +188,13 @@ class WandbView(View):
     def summary(self, values: dict[str, Any]) -> None:
         self._run.summary.update({name: plain_number(value) for name, value in values.items()})
 
-    def save(self, path: Path) -> None:
-        """Keep a file of the run folder beside the run."""
-        self._run.save(str(path), base_path=str(path.parent), policy="now")
+    def results(self, gather: Gather) -> None:
+        found = gather()
+        within(self._finish_timeout, lambda: send_results(self._wandb, self._run, found, self._number, self._step))
+
+    def alert(self, title: str, text: str, failed: bool) -> None:
+        level = self._wandb.AlertLevel.ERROR if failed else self._wandb.AlertLevel.INFO
+        self._run.alert(title=title, text=text or title, level=level)
 
     def close(self, outcome: str) -> None:
         self._run.summary["outcome"] = outcome

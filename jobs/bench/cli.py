@@ -8,6 +8,7 @@ from typing import Any
 
 BENCHES = {
     "data": ("jobs.bench.data", "the loader beside torchvision's ImageFolder and decode_image on the same files"),
+    "predict": ("jobs.bench.predict", "predict beside a timm-style inference loop of the same network, same files"),
     "train": ("jobs.bench.training", "the time to a result on a set, whole commands, beside a plain loop"),
     "gpu": (
         "jobs.bench.gpu",

@@ -8,7 +8,6 @@ On a busy machine all of them share the same cores, and the figures for each CPU
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.bench.result import Result, interleaved, measured
+from jobs.bench.result import Result, Row, cpu_seconds, interleaved, measured
 from shards.errors import BadInput
 from shards.parallel import available_cores
 
 if TYPE_CHECKING:
+    from bloodcell.data.order import BatchOrder
     from bloodcell.data.resident import HostCache
     from bloodcell.data.shardset import ShardSet
 
@@ -30,6 +30,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AREA, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 FOLDER, V2 = "torchvision ImageFolder, PIL", "torchvision v2 decode_image"
 DALI, POOL, KEPT = "bloodcell loader (DALI)", "bloodcell loader (cpu)", "bloodcell loader (cpu), resident, 2nd epoch"
+STREAM, LIBRARY = "bloodcell loader (cpu), stream", "bloodcell loader (cpu), webdataset"
+WINDOW = 4096
+"""Samples in a window of the sequential readers: the default of data.window."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +82,8 @@ def run(folder: Path, size: int, images: int, workers: int, repeats: int) -> Res
             V2: partial(image_folder, Path(place), size, workers, images, decode_v2=True),
             DALI: partial(ours, shards, size, workers + 1, images, "dali"),
             POOL: partial(ours, shards, size, workers + 1, images, "cpu"),
+            STREAM: partial(ours, shards, size, workers + 1, images, "cpu", reader="stream"),
+            LIBRARY: partial(ours, shards, size, workers + 1, images, "cpu", reader="webdataset"),
             KEPT: partial(ours, shards, size, workers + 1, images, "cpu", kept(shards, workers)),
         }
         wall: dict[str, list[float]] = {name: [] for name in cases}
@@ -87,7 +92,7 @@ def run(folder: Path, size: int, images: int, workers: int, repeats: int) -> Res
             name: partial(_time, name, case, wall, cpu) for name, case in cases.items()
         }
         interleaved(timed, repeats, warmups=1)
-    rows = []
+    rows = request_rows(shards)
     for title, unit, figures in (("wall", "images/s", wall), ("cpu", "images/CPU-s", cpu)):
         for name in cases:
             for base in (FOLDER, V2) if name == KEPT else (FOLDER,):
@@ -101,7 +106,7 @@ def _time(
     name: str, case: Callable[[], Iterator[Any]], wall: dict[str, list[float]], cpu: dict[str, list[float]]
 ) -> float:
     """Time a loader from its first batch on (what comes before is start-up); its processor time counts as a whole."""
-    before = _cpu_seconds()
+    before = cpu_seconds()
     batches = case()
     count, first = 0, len(next(batches))
     begin = time.perf_counter()
@@ -109,17 +114,12 @@ def _time(
         count += len(batch)
     seconds = time.perf_counter() - begin
     wall[name].append(count / seconds)
-    cpu[name].append((count + first) / (_cpu_seconds() - before))
+    cpu[name].append((count + first) / (cpu_seconds() - before))
     return wall[name][-1]
 
 
-def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
-def extract(shards: ShardSet, place: Path) -> None:
-    """Write the training images as files, one folder for each class."""
+def extract(shards: ShardSet, place: Path, limit: int | None = None) -> int:
+    """Write the training images (the first `limit`) as files, one folder for each class; return how many."""
     import numpy as np
 
     from bloodcell.data.order import nth_ids
@@ -129,12 +129,14 @@ def extract(shards: ShardSet, place: Path) -> None:
     ranges = shards.ranges(name)
     table = shards.table(["key", "class", "format"])
     reader = Reader(shards)
-    for sample in nth_ids(ranges, np.arange(shards.info.count(name))):
+    count = min(shards.info.count(name), limit or shards.info.count(name))
+    for sample in nth_ids(ranges, np.arange(count)):
         row = {column: table.column(column)[int(sample)].as_py() for column in table.column_names}
         path = place / str(row["class"]) / f"{row['key']}.{str(row['format']).lower()}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(reader.read(int(sample)).tobytes())
     reader.close()
+    return count
 
 
 def kept(shards: ShardSet, threads: int) -> HostCache:
@@ -161,23 +163,57 @@ def training_split(shards: ShardSet) -> str:
     return next(split for split in shards.info.splits if split.endswith("train"))
 
 
+def order_of(shards: ShardSet, reader: str) -> BatchOrder:
+    """Return the order of the training images with a reader, one micro-batch a step."""
+    from bloodcell.data.order import BatchOrder, NaturalPlan
+    from bloodcell.data.streaming import StreamPlan
+
+    name = training_split(shards)
+    if reader == "plan":
+        return BatchOrder(NaturalPlan(shards.ranges(name)), 0, BATCH, 1)
+    plan = StreamPlan(shards.pieces(name), BATCH, 1, WINDOW)
+    return BatchOrder(plan, 0, BATCH, 1, plan.window_steps)
+
+
+def request_rows(shards: ShardSet) -> list[Row]:
+    """Return how often an epoch asks the file system for bytes: once a sample, or once a run of a window."""
+    import numpy as np
+
+    from bloodcell.data.loader import training_requests
+    from bloodcell.data.runs import make_runs
+    from bloodcell.data.windows import together
+
+    order = order_of(shards, "stream")
+    windows = together(training_requests(order, 1, 0, 0, order.steps_per_epoch))
+    runs = sum(len(make_runs(shards.index, np.concatenate([one.ids for one in group]))) for group in windows)
+    return [
+        Row("file requests of an epoch, plan", order.steps_per_epoch * order.global_batch, "requests"),
+        Row("file requests of an epoch, stream and webdataset", runs, "requests"),
+    ]
+
+
 def ours(
-    shards: ShardSet, size: int, threads: int, images: int, backend: str, cache: HostCache | None = None
+    shards: ShardSet,
+    size: int,
+    threads: int,
+    images: int,
+    backend: str,
+    cache: HostCache | None = None,
+    reader: str = "plan",
 ) -> Iterator[Any]:
     """Yield image batches of our loader."""
     import torch
 
     from bloodcell.data.loader import Loader, training_requests
     from bloodcell.data.operations import Crop, Flip
-    from bloodcell.data.order import BatchOrder, NaturalPlan
     from bloodcell.data.pipeline import View
     from bloodcell.data.policies import Policy
     from bloodcell.data.reading import Reading
 
-    order = BatchOrder(NaturalPlan(shards.ranges(training_split(shards))), 0, BATCH, 1)
+    order, how = order_of(shards, reader), Reading(cache=cache, reader=reader)
     view = View(size, MEAN, STD, Policy("bench", (Crop(AREA, RATIO), Flip(0.5, 0.0))), 0, backend=backend)
     requests = training_requests(order, 1, 0, 0, images // BATCH)
-    with Loader(shards, requests, view, BATCH, threads, torch.device("cpu"), Reading(cache=cache)) as loader:
+    with Loader(shards, requests, view, BATCH, threads, torch.device("cpu"), how) as loader:
         for batch in loader:
             yield batch.images
 

@@ -177,7 +177,8 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
 
 
 def _send(victim: Victim, rng: random.Random, number: int) -> psutil.Process | None:
-    """Send a signal to a random rank and return it; None if there is none any more."""
+    """Send a signal to a random rank, as soon as there is one, and return it; None if the run has ended."""
+    wait(lambda: victim.ended() or victim.ranks())
     alive = victim.ranks()
     if not alive:
         return None

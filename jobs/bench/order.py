@@ -14,6 +14,7 @@ import numpy as np
 
 from bloodcell.data.order import BLOCK, BatchOrder, NaturalPlan
 from bloodcell.data.sampling import ClassPlan, sampling_plan
+from bloodcell.data.streaming import StreamPlan, check_sampling
 from jobs.bench.result import Result, Row, interleaved, measured
 from shards.console import progress
 from shards.errors import BadInput, CheckFailed
@@ -39,12 +40,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="as data.sampling; others than natural deal from drawn labels, class a half, b a quarter, ... "
         "(default: %(default)s)",
     )
+    parser.add_argument("--reader", choices=["plan", "stream"], default="plan", help="as data.reader (%(default)s)")
+    parser.add_argument("--shards", type=int, default=10**4, help="for stream: shards of the set (%(default)s)")
+    parser.add_argument("--window", type=int, default=4096, help="for stream: as data.window (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="repeats of each timing (default: %(default)s)")
 
 
 def run_arguments(args: argparse.Namespace) -> Result:
     """Run the benchmark as the flags say; arguments and errors as in `run`."""
+    if args.reader == "stream":
+        check_sampling(args.sampling, args.reader)
+        return stream(args.ranks, args.samples, args.micro_batch, args.repeats, args.shards, args.window)
     return run(args.ranks, args.samples, args.micro_batch, args.repeats, args.sampling)
+
+
+def stream(ranks: int, samples: int, micro_batch: int, repeats: int, shards: int, window: int) -> Result:
+    """Check and time the order of the reader `stream` in the same way, and what it mixes; errors as of `run`."""
+    if min(ranks, samples, micro_batch, repeats, window) < 1 or not 1 <= shards <= samples:
+        raise BadInput("a number is too small", "bench order", "give at least 1, and a sample for each shard")
+    edges = np.linspace(0, samples, shards + 1).astype(np.int64)
+    plan = StreamPlan(np.stack([edges[:-1], edges[1:]], axis=1), micro_batch, ranks, window)
+    order = BatchOrder(plan, SEED, micro_batch, ranks, plan.window_steps)
+    rows = [*_check_ranks(order, ranks), *_check_epoch(order), *_mixing(order, edges), *_costs(order, ranks, repeats)]
+    command = f"bloodcell bench order --reader stream --ranks {ranks} --samples {samples} --micro-batch {micro_batch}"
+    return Result(f"{command} --shards {shards} --window {window} --repeats {repeats}", rows)
+
+
+def _mixing(order: BatchOrder, edges: np.ndarray) -> list[Row]:
+    """Walk an epoch of the first rank: which shards it reads, and who meets in its micro-batches."""
+    first = EPOCH * order.steps_per_epoch
+    dealt = np.stack([order.micro(first + step, 0).ids for step in range(order.steps_per_epoch)])
+    near = np.diff(np.sort(dealt, axis=1), axis=1) == 1
+    read = len(np.unique(np.searchsorted(edges, dealt, side="right")))
+    share = near.sum() / dealt.size
+    chance = (order.micro_batch - 1) / max(order.window_steps * order.micro_batch - 1, 1)
+    return [
+        Row("shards that a rank reads in an epoch", read, "shards"),
+        Row("neighbours in a tar that meet in a micro-batch", float(share), "of all"),
+        Row("as it would be by chance inside a window", chance, "of all"),
+    ]
 
 
 def run(
@@ -168,6 +202,7 @@ def _costs(order: BatchOrder, ranks: int, repeats: int) -> list[Row]:
     per_rank = order.global_batch // ranks
     held = _peak(lambda: order.step(middle, ranks, 0))[1]
     held += order.plan.members.nbytes if isinstance(order.plan, ClassPlan) else 0
+    held += 2 * order.plan.shards.nbytes if isinstance(order.plan, StreamPlan) else 0  # and the row of an epoch
     _stored(1)  # numpy loads its generators with the first
     stored_seconds, stored = _peak(lambda: _stored(order.plan.length))
     whole = [figure * order.steps_per_epoch for figure in steps]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import tempfile
 import time
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from jobs.bench.result import Result, Row, interleaved, measured
+from jobs.bench.result import Result, Row, cpu_seconds, interleaved, measured
 from shards.errors import BadInput
 
 SIDE = 224  # pixels of the images that time is measured on
@@ -94,11 +93,6 @@ def _load(when: str) -> Row:
     return Row(f"load average of the last minute, {when}", os.getloadavg()[0], "processes")
 
 
-def _cpu_seconds() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
-
-
 class _Clock:
     """Images a second of several cases, on the clock and for each second of processor time, repeat by repeat."""
 
@@ -108,9 +102,9 @@ class _Clock:
         self.cpu: dict[str, list[float]] = {}
 
     def timed(self, name: str, work: Callable[[], object]) -> float:
-        before, begin = _cpu_seconds(), time.perf_counter()
+        before, begin = cpu_seconds(), time.perf_counter()
         work()
-        self.note(name, time.perf_counter() - begin, _cpu_seconds() - before)
+        self.note(name, time.perf_counter() - begin, cpu_seconds() - before)
         return self.wall[name][-1]
 
     def note(self, name: str, wall: float, cpu: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import platform
+import resource
 import shutil
 import statistics
 import sys
@@ -117,6 +118,12 @@ def interleaved(cases: dict[str, Callable[[], float]], repeats: int, warmups: in
             if turn >= warmups:
                 figures[name].append(figure)
     return figures
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def machine() -> dict[str, Any]:

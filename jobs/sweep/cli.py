@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bloodcell.config import Config, decode, override, parse_flags
+from jobs.groups import grouped
 from jobs.sweep.settings import METHODS, OBJECTIVES, Settings, read_settings
 from jobs.sweep.stored import check_empty, make, settle
 from jobs.train import find_recipe, recipe_file
@@ -41,7 +42,7 @@ is given to the others, and goes on from its checkpoint; no trial is trained twi
 DIR holds trials/0007 (a run folder), .toml, .log; journal.jsonl (what was done), sweep.json, best.toml, report.html.
 
 --json: {out, objective, method, trials, finished, paused, failed, best: {trial, value, values, run}, recipe, report};
-of a worker that leaves before the end: {out, left: true}"""
+of a worker that leaves before the end: {out, left: true}; with --wandb-file what FILE holds"""
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -50,7 +51,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         "recipe", metavar="RECIPE", nargs="?", help="a .toml file or the name of one, with a table [sweep]"
     )
     parser.add_argument("--data", type=Path, metavar="SET", help="shard set")
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where everything goes")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where everything goes")
     parser.add_argument("--trials", type=int, metavar="N", help="how many settings are tried (sweep.trials)")
     parser.add_argument("--method", metavar="METHOD", help=f"{', '.join(METHODS)} (sweep.method)")
     parser.add_argument("--objective", metavar="METRIC", help=f"{', '.join(OBJECTIVES)} (sweep.objective)")
@@ -63,6 +64,9 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--silence", type=float, default=60.0, metavar="S", help="seconds without a sign until a worker is dead (60)"
     )
+    parser.add_argument(
+        "--wandb-file", type=Path, metavar="FILE", help="search nothing, but write FILE for `wandb sweep` (.yaml)"
+    )
     parser.epilog = EPILOG
 
 
@@ -70,6 +74,10 @@ def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str
     """Search; return the result and the lines for people."""
     from jobs.sweep.runner import alone
 
+    if parsed.wandb_file is not None:
+        return _wandb_file(parsed)
+    if parsed.out is None:
+        raise BadInput("no folder is named", "command line", "add --out DIR")
     if parsed.recipe is None:
         return _join(parsed)
     base, settings, data, fingerprint = asked(parsed)
@@ -121,6 +129,20 @@ def _asked(parsed: argparse.Namespace) -> tuple[Config, Settings]:
     return override(config, {**flags, **fixed}), settings
 
 
+def _wandb_file(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Write the sweep as a file for W&B's server."""
+    from jobs.sweep.wandb_file import write_wandb_file
+
+    if parsed.recipe is None or parsed.join:
+        raise BadInput("a file for W&B is made from a recipe", "--wandb-file", "give RECIPE and --data SET")
+    base, settings = _asked(parsed)
+    data, _ = _set(parsed, base)
+    recipe = str(Path(parsed.recipe).resolve()) if parsed.recipe.endswith(".toml") else parsed.recipe
+    file = parsed.wandb_file
+    value = write_wandb_file(file, recipe, data.resolve(), parse_flags(parsed.flags), settings)
+    return {"file": str(file), **value}, [f"file: {file}", f"next: wandb sweep --project PROJECT {file}"]
+
+
 def _set(parsed: argparse.Namespace, base: Config) -> tuple[Path, str]:
     from shards.format import read_dataset
 
@@ -169,7 +191,8 @@ def _search(
         over = sum(trial.over for trial in journal.trials)
         say(f"going on with {parsed.out}: {len(journal.trials)} trials so far, {over} of them over")
     flags = [] if base.engine.threads else ["--engine.threads", str(threads)]
-    flags += [] if base.tracking.group else ["--tracking.group", parsed.out.name]
+    for name, value in grouped(base, parsed.out, "trial").items():
+        flags += [f"--{name}", str(value)]
     devices = _devices(base)
     runner = Runner(parsed.out, data, base, settings, journal, parsed.workers, devices, flags, lambda _: None)
     leases = Leases(parsed.out, worker_name(), parsed.silence)

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import pytest
 
 from bloodcell.tracking import MetricsLog, Tracker, View, check_tracking, open_tracker, read_metrics
 from shards.errors import BadInput, EnvironmentFault
+from tests.bloodcell.wandb_server import KEY, Server, wandb_records
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = "canary" + "0" * 40
 
 SESSION = """
 import json, sys
@@ -49,6 +50,14 @@ for step in job["steps"]:
 if job.get("draw"):
     tracker.confusion("val", job["steps"][-1], ["lymphocyte", "monocyte"], [[3, 1], [0, 2]])
 tracker.summary({"test/accuracy": 0.75})
+if job.get("results"):
+    from bloodcell.tracking.results import Artifact, Curves, Results
+    points = [("monocyte", 0.0, 0.0), ("monocyte", 1.0, 1.0)]
+    tracker.results(lambda: Results(
+        curves=[Curves("test", "roc", ("false positive rate", "recall"), points)],
+        artifacts=[Artifact("set-cells", "dataset", {"fingerprint": "f"}, "{}", used=True)],
+    ))
+    tracker.alert("cells: stopped", "asked to", failed=False)
 tracker.close("done")
 print("went on")
 """
@@ -61,15 +70,6 @@ def session(run: Path, mode: str, steps: range, **more: Any) -> subprocess.Compl
     job = {"run": str(run), "mode": mode, "steps": list(steps), **more}
     command = [sys.executable, "-c", SESSION, json.dumps(job)]
     return subprocess.run(command, capture_output=True, text=True, env=variables, cwd=run, timeout=120, check=False)
-
-
-def wandb_records(folder: Path) -> list[dict[str, Any]]:
-    """Read an offline run back with the reader of the client itself."""
-    reader = Path(sys.executable).with_name("wandb")
-    command = [str(reader), "leet", "inspect", "--json", str(folder)]
-    environment = {**os.environ, "WANDB_ERROR_REPORTING": "false"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def offline_folders(run: Path) -> list[Path]:
@@ -280,6 +280,35 @@ def test_a_client_that_dies_is_given_up_and_the_training_goes_on(tmp_path: Path)
     assert done.stderr.count("W&B failed") == 1
     assert "Traceback" not in done.stderr
     assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_results_and_alerts_are_kept_offline_too(tmp_path: Path) -> None:
+    done = session(tmp_path, "offline", range(1, 3), results=True)
+    assert done.returncode == 0, done.stderr
+    assert "given up" not in done.stderr
+    (folder,) = offline_folders(tmp_path)
+    found = wandb_records(folder)
+    (artifact,) = (record["artifact"] for record in found if record.get("artifact", {}).get("type") == "dataset")
+    assert (artifact["name"], artifact["use_after_commit"]) == ("set-cells", True)
+    (alert,) = (record["alert"] for record in found if "alert" in record)
+    assert (alert["title"], alert["text"]) == ("cells: stopped", "asked to")
+    assert any("test/roc_table" in str(record) for record in found if record["type"] == "history")
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_server_that_hangs_or_dies_costs_no_more_than_the_stated_limits(tmp_path: Path, hangs: bool) -> None:
+    """The limits are 1 s for the start, 2 s for results and 2 s for the end; without them the client never ends."""
+    with Server(breaks_after=2, hangs=hangs) as server:
+        begin = time.monotonic()
+        done = session(tmp_path, "auto", range(1, 300), results=True, env=server.variables)
+        spent = time.monotonic() - begin
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("went on\n")
+    assert "bloodcell sync" in done.stderr or "given up" in done.stderr
+    assert [record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 300))
+    assert not holds_key(tmp_path)
+    assert KEY not in done.stdout + done.stderr
+    assert spent < 90
 
 
 def test_auto_listens_to_the_environment(tmp_path: Path) -> None:

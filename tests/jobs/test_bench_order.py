@@ -40,6 +40,20 @@ def test_a_quick_run_is_exact_and_holds_less_than_a_permutation() -> None:
     assert found["command"].startswith("bloodcell bench order --ranks 8 --samples 20000")
 
 
+def test_the_order_of_the_reader_stream_is_checked_in_the_same_way() -> None:
+    flags = ["--ranks", "8", "--samples", "20000", "--micro-batch", "16", "--repeats", "1", "--reader", "stream"]
+    result = quick([*flags, "--shards", "40", "--window", "256"])
+    rows = {row.name: row.value for row in result.rows}
+    assert rows["different samples dealt in a whole epoch"] == 20000 // 128 * 128
+    assert rows["shards that a rank reads in an epoch"] <= 40 / 8 + 2
+    by_chance = rows["as it would be by chance inside a window"]
+    assert rows["neighbours in a tar that meet in a micro-batch"] == pytest.approx(by_chance, rel=0.5)
+    assert "--shards 40 --window 256" in result.command
+    for wrong in (["--shards", "0"], ["--window", "0"], ["--sampling", "balanced"]):
+        with pytest.raises(BadInput):
+            quick([*flags, *wrong])
+
+
 @pytest.mark.parametrize("asked", ["balanced", "a=3,h=1"])
 def test_plans_by_class_are_checked_and_their_table_is_small(asked: str) -> None:
     flags = ["--ranks", "4", "--samples", "30000", "--micro-batch", "8", "--repeats", "1", "--sampling", asked]

@@ -100,3 +100,41 @@ def test_bad_input_is_one_line(one: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="a folder of this name"):
         export(one, "torch-export", tmp_path / "there.pt2")
     assert [path.name for path in tmp_path.iterdir()] == ["there.pt2"]
+
+
+def test_int8_is_judged_on_images_that_it_never_saw(one: Path, tmp_path: Path) -> None:
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    file = tmp_path / "small.onnx"
+    found = export(one, "onnx", file, "--int8", "--int8-bound", 30)["check"]
+    result = json.loads((one / "evaluation.json").read_text())["splits"]
+    for name, share in found["splits"].items():
+        assert share["images"] == result[name]["samples"]
+        plain = share["float32"] / share["images"]
+        assert plain == pytest.approx(result[name]["metrics"]["accuracy"]["value"], abs=1.5 / share["images"])
+        assert share["alike"] >= 0.8 * share["images"]
+    assert set(found["splits"]) == {"val", "test"}
+    assert found["bytes"][1] == file.stat().st_size
+    assert found["ratio"] > 0
+    model = onnx.load(str(file))
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("QuantizeLinear") > 0
+    first = next(place for place, kind in enumerate(kinds) if kind == "Conv")
+    assert "MatMul" in kinds[:first]
+    scaled = next(node for node in model.graph.node if node.op_type == "MatMul")
+    assert not any(name.endswith("DequantizeLinear_Output") for name in scaled.input), "pixels are not rounded"
+    about = {prop.key: prop.value for prop in model.metadata_props}
+    assert "training images" in about["quantisation"]
+    assert json.loads(about["classes"]) == ["benign", "early", "pre", "pro"]
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    shown = np.random.default_rng(0).integers(0, 256, (2, 50, 41, 3), dtype=np.uint8)
+    assert session.run(["probabilities"], {"images": shown})[0].sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_int8_that_loses_too_much_or_cannot_be_judged_is_refused(one: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(CheckFailed, match="int8 costs more than"):
+        export(one, "onnx", tmp_path / "small.onnx", "--int8", "--int8-bound", -100)
+    with pytest.raises(BadInput, match="ONNX alone"):
+        export(one, "torch-export", tmp_path / "small.pt2", "--int8")
+    with pytest.raises(BadInput, match="knows no images"):
+        export(one / "model.safetensors", "onnx", tmp_path / "small.onnx", "--int8")

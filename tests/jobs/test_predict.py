@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -129,6 +130,32 @@ def test_every_bad_file_is_a_row_with_its_reason(one: Path, drawn: Path, tmp_pat
     alone = predict(one, *good, output=tmp_path / "alone.parquet")[1]
     known = {row["sha256"]: row["confidence"] for row in rows}
     assert all(known[row["sha256"]] == row["confidence"] for row in alone), "neighbours change nothing"
+
+
+@pytest.mark.realdata
+def test_650_real_images_are_right_beside_20_bad_files(one: Path, real_data: Path, tmp_path: Path) -> None:
+    cells = sorted((real_data / "raabin5").rglob("*.jpg"))
+    assert len(cells) == 650
+    planted: dict[str, str] = {}
+    for name in ("first", "second"):
+        folder = tmp_path / "bad" / name
+        folder.mkdir(parents=True)
+        planted |= {str(folder / bad): reason for bad, reason in plant(folder, cells[0].read_bytes()).items()}
+    summary, rows = predict(one, real_data / "raabin5", tmp_path / "bad", output=tmp_path / "all.parquet")
+    assert (summary["images"], summary["predicted"], summary["refused"]) == (670, 650, 20)
+    good = {row["source"]: row for row in rows if row["reason"] is None}
+    bad = {row["source"]: row["reason"] for row in rows if row["reason"] is not None}
+    assert set(good) == {str(path) for path in cells}
+    assert set(bad) == set(planted)
+    assert all(bad[name] and bad[name].startswith(reason) for name, reason in planted.items())
+    for path in cells:
+        assert good[str(path)]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    classifier = package.load(one, device="cpu")
+    for path, answer in zip(cells[::20], classifier.predict(cells[::20]), strict=True):
+        row = good[str(path)]
+        assert (row["prediction"], row["width"], row["height"]) == (answer.label, answer.width, answer.height)
+        given = [row[f"p_{name}"] for name in classifier.classes]
+        np.testing.assert_allclose(given, [answer.probabilities[name] for name in classifier.classes], atol=1e-6)
 
 
 def test_tars_tables_lists_and_stdin_name_the_same_images(one: Path, drawn: Path, tmp_path: Path) -> None:

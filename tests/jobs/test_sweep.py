@@ -141,9 +141,10 @@ def test_what_a_trial_may_die_of(recipe: Path, small_set: Path, tmp_path: Path) 
     process = subprocess.Popen(
         command("sweep", recipe, "--data", small_set, "--out", tmp_path / "three", "--json"), stdout=-1
     )
-    while not children_of(tmp_path / "three"):
+    while not (alive := children_of(tmp_path / "three")):
+        assert process.poll() is None, "the sweep has ended before its first trial"
         time.sleep(0.02)
-    os.kill(children_of(tmp_path / "three")[0], signal.SIGKILL)
+    os.kill(alive[0], signal.SIGKILL)
     assert json.loads(process.communicate()[0])["exit"] == EnvironmentFault.code
 
 

@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 
+from bloodcell.config import override
+from bloodcell.engine.shown import gather
+from bloodcell.runfolder import RunFolder
 from bloodcell.tracking import read_metrics
+from bloodcell.tracking.names import METRICS
 from shards.errors import BadInput
 from tests.bloodcell.engine.runs import FAST, SMALL_NET, kill, records, start
-from tests.bloodcell.wandb_server import KEY, Server
+from tests.bloodcell.wandb_server import KEY, Kept, Server, wandb_records
 from tests.conftest import Done, bloodcell, command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,8 +48,10 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> None:
 def killed_twice(small_set: Path, net: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """An offline run that was killed twice, as it was after the second kill, and at its end."""
     run = tmp_path_factory.mktemp("synced") / "cells"
+    os.environ["WANDB_API_KEY"] = KEY  # which no file may hold
     words = ["train", "cnn5", "--data", small_set, "--run", run, *FAST, "--model.name", "synced_net:build"]
     words[words.index("--tracking.wandb") + 1] = "offline"
+    words += ["--tracking.artifacts", "weights", "--tracking.images", 3]
     for until in (3, 7):
         process = start(*words, ranks=0)
         while process.poll() is None and not any(r["step"] >= until for r in records(run)):
@@ -53,7 +59,9 @@ def killed_twice(small_set: Path, net: None, tmp_path_factory: pytest.TempPathFa
         kill(process)
     halfway = Path(shutil.copytree(run, run.with_name("halfway"), symlinks=True))
     done = bloodcell(*words)
+    del os.environ["WANDB_API_KEY"]
     assert done.code == 0, done.err
+    assert KEY not in done.out + done.err
     return halfway, run
 
 
@@ -90,11 +98,71 @@ def test_a_run_that_was_killed_twice_is_there_once_and_whole(killed_twice: tuple
         assert any(name.startswith("media/images/test/confusion") for name in kept.files)
         assert len(server.runs) == 1
         assert not server.asked
+        check_results(server, kept, run)
         third = sync(server, run, home=tmp_path)
         assert (third.code, third.json["runs"][0]["sent"]) == (0, 0)
     for place in (run, halfway):
         assert not any(KEY.encode() in file.read_bytes() for file in place.rglob("*") if file.is_file())
     assert KEY not in first.err + first.out + second.err + second.out
+
+
+def check_results(server: Server, kept: Kept, run: Path) -> None:
+    """The set and the model are there with their lineage, and curves, and the images that were asked for."""
+    (given,), (model, *tables) = kept.used, kept.made
+    assert model == "model-cells"
+    assert all(name.startswith(f"run-{(run / 'wandb' / 'run_id').read_text().strip()}-") for name in tables)
+    stored, weights = server.artifact(given), server.artifact(model)
+    assert (stored.about["artifactTypeName"], weights.about["artifactTypeName"]) == ("dataset", "model")
+    fingerprint = json.loads((run / "config.json").read_text())["fingerprint"]
+    assert json.loads(stored.about["metadata"])["fingerprint"] == fingerprint
+    assert set(stored.files) == {"manifest", "dataset.json"}, "names and hashes, no image"
+    assert weights.files["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    assert json.loads(weights.files["model.json"])["set"] == fingerprint
+    assert {alias["alias"] for alias in weights.about["aliases"]} == {"latest", "best"}
+    last = kept.history[-1]
+    assert last["test/predictions"]["nrows"] == 3
+    table = json.loads(kept.files[last["test/predictions"]["path"]])
+    right = [row[table["columns"].index("right")] for row in table["data"]]
+    assert right == sorted(right), "errors first"
+    points = json.loads(kept.files[last["test/roc_table"]["path"]])["data"]
+    assert all(0 <= x <= 1 and 0 <= y <= 1 for _, x, y in points)
+    assert {"val/pr_table", "test/pr_table", "val/roc_table"} <= set(last)
+
+
+def test_every_name_that_a_training_writes_is_a_known_one(killed_twice: tuple[Path, Path]) -> None:
+    written = {name for record in read_metrics(killed_twice[1] / "metrics.jsonl") for name in record}
+    assert written - {"step", "time"} == set(METRICS)
+
+
+def test_unless_asked_names_and_hashes_alone_are_sent(killed_twice: tuple[Path, Path]) -> None:
+    folder = RunFolder(killed_twice[1])
+    plain = override(folder.config(), {"tracking.artifacts": "names", "tracking.images": 0})
+    found = gather(folder, plain)
+    assert [(one.kind, one.files) for one in found.artifacts] == [("dataset", {}), ("model", {})]
+    assert not found.images
+    assert not gather(folder, override(plain, {"tracking.artifacts": "off"})).artifacts
+
+
+def test_every_start_that_goes_on_alerts_whoever_watches(killed_twice: tuple[Path, Path]) -> None:
+    found = [record for path in (killed_twice[1] / "wandb").glob("offline-run-*") for record in wandb_records(path)]
+    alerts = [
+        (record["alert"]["title"], record["alert"]["text"].split(",")[0]) for record in found if "alert" in record
+    ]
+    assert sorted(alerts) == [("cells: started again", f"attempt {number}") for number in (2, 3)]
+
+
+def test_a_run_that_failed_alerts_whoever_watches(killed_twice: tuple[Path, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(killed_twice[0], tmp_path / "cells", symlinks=True))
+    status = json.loads((run / "status.json").read_text())
+    status |= {"state": "failed", "outcome": {"code": 70, "kind": "failed", "what": "a loss that is not finite"}}
+    (run / "status.json").write_text(json.dumps(status))
+    (run / "wandb" / "synced.json").unlink(missing_ok=True)
+    with Server() as server:
+        done = sync(server, run, home=tmp_path)
+        assert done.code == 0, done.err
+        (kept,) = server.runs.values()
+        assert kept.alerts == [("ERROR", "cells: failed", "a loss that is not finite")]
+        assert kept.ends == [1]
 
 
 def test_a_server_that_breaks_off_loses_and_doubles_nothing(killed_twice: tuple[Path, Path], tmp_path: Path) -> None:

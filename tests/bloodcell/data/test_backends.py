@@ -32,7 +32,7 @@ from bloodcell.data.operations import (
 from bloodcell.data.order import BatchOrder, NaturalPlan
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, Policy
-from bloodcell.data.pool import Buffers, not_done
+from bloodcell.data.pool import Buffers, PoolRenderer, not_done
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
 from bloodcell.data.shardset import Reader, ShardSet
@@ -177,6 +177,21 @@ def test_threads_of_others_stay_as_they_are(small_set: Path) -> None:
         later.join()
         assert torch.get_num_threads() == 2
         assert seen == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_thread_of_the_pool_computes_on_one_core(small_set: Path) -> None:
+    """Also in its first operation, in which torch asks how many threads the process uses."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        shards = ShardSet.open(small_set)
+        view = View(SIZE, (0.0,) * 3, (1.0,) * 3, POLICIES["light"], seed=9, backend="cpu")
+        renderer = PoolRenderer(shards, iter([]), view, 2, Reading())
+        used = [renderer._pool.submit(torch.get_num_threads).result() for _ in range(8)]
+        renderer.close()
+        assert set(used) == {1}
     finally:
         torch.set_num_threads(before)
 

@@ -48,12 +48,14 @@ def test_images_that_do_not_fit_are_refused_before_anything_starts(small_set: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_the_choice(small_set: Path) -> None:
+def test_the_choice(small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards = ShardSet.open(small_set)
     config = Config(data=DataConfig(set=str(small_set)), engine=EngineConfig(device="cpu"), train=TrainConfig(epochs=2))
     assert choose_cache(config, shards).place == "host"
     small = replace(config, data=replace(config.data, cache_share=1e-7))
     assert choose_cache(small, shards).place == "off"
+    assert "they would take more than" in choose_cache(small, shards).why
+    monkeypatch.setattr("bloodcell.engine.caching.HEADERS", 10**9)
     assert "they would take 1.4 MiB of the" in choose_cache(small, shards).why
     assert choose_cache(replace(config, train=TrainConfig(epochs=1)), shards).place == "off"
     with pytest.raises(BadInput, match="would take"):

@@ -11,25 +11,32 @@ from pathlib import Path
 import pytest
 
 from bloodcell.engine.attempts import Attempts, take_stock
+from bloodcell.engine.peers import LEFT, Beat, any_silent
 from tests.bloodcell.engine.held import FLAGS, assert_same, environment, held, status, train
 from tests.conftest import command, start
 
 
-def test_a_rank_that_stands_still_is_named_by_the_other(held_net: Path, small_set: Path, tmp_path: Path) -> None:
-    """Two ranks without a launcher that would clear up after them; rank 1 is suspended in step 3."""
+@pytest.mark.parametrize(("gate", "step"), [("train-6-1", 2), ("train-2-1", 0)])
+def test_a_rank_that_stands_still_is_named_by_the_other(
+    gate: str, step: int, held_net: Path, small_set: Path, tmp_path: Path
+) -> None:
+    """Two ranks without a launcher that would clear up after them; rank 1 is suspended in its third or first step.
+
+    The first may take ten minutes, but that the other is silent shows sooner.
+    """
     run, hold = tmp_path / "run", tmp_path / "hold"
     hold.mkdir()
-    (hold / "train-6-1").touch()
+    (hold / gate).touch()
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     place = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = []
     for rank in ("0", "1"):
         variables = environment(held_net, hold, RANK=rank, LOCAL_RANK=rank, **place)
-        words = command("train", "cnn5", "--data", small_set, "--run", run, *FLAGS, "--engine.stall", 10)
+        words = command("train", "cnn5", "--data", small_set, "--run", run, *FLAGS, "--engine.stall", 10 if step else 5)
         ranks.append(start(words, variables))
     try:
-        while not (hold / "train-6-1.reached").exists():
+        while not (hold / f"{gate}.reached").exists():
             assert [rank.poll() for rank in ranks] == [None, None]
             time.sleep(0.02)
         time.sleep(2)  # a sign of life goes out every second
@@ -42,12 +49,35 @@ def test_a_rank_that_stands_still_is_named_by_the_other(held_net: Path, small_se
     assert ranks[0].returncode == 3, err
     said = status(run)["outcome"]
     assert said["code"] == 3
-    assert f"rank 1 on {socket.gethostname()} is silent, last heard of in step 2 (training)" in said["what"]
+    assert f"rank 1 on {socket.gethostname()} is silent, last heard of in step {step} (training)" in said["what"]
     assert "rank 1 on" in err
     stacks = (run / "stacks" / "rank-0.txt").read_text()
-    assert "in step 2 (training)" in stacks
+    assert f"in step {step} (training)" in stacks
     assert "_engine_run_backward" in stacks
     assert "watchdog.py" in stacks
+
+
+@pytest.mark.slow
+def test_a_slow_first_step_is_waited_for(calm: Path, held_net: Path, small_set: Path, tmp_path: Path) -> None:
+    """Rank 1 takes much longer than `stall` for it, and gives signs of life."""
+    run = tmp_path / "run"
+    with held(held_net, small_set, run, "train-2-1", flags=("--engine.stall", 4)) as training:
+        training.wait_for("train-2-1")
+        time.sleep(15)
+        training.release()
+        code, err = training.end()
+    assert code == 0, err
+    assert_same(run, calm)
+
+
+def test_only_peers_that_said_nothing_more_are_silent() -> None:
+    here, moved = Beat(4, "training", 1, 0.1, "a"), Beat(9, "training", 1, 5.1, "a")
+    left = Beat(7, LEFT, 9, 0.0, "b")
+    assert not any_silent([here, left], [moved, left], 0), "who has left in good order is not missed"
+    assert not any_silent([here, left], [here, left], 0), "that this rank itself was not heard is no matter"
+    assert any_silent([here, moved], [moved, moved], 0)
+    assert any_silent([here, None], [moved, None], 0), "it never spoke"
+    assert not any_silent([], [moved, moved], 0), "the store did not answer"
 
 
 def test_a_killed_rank_ends_the_run_with_code_3(calm: Path, held_net: Path, small_set: Path, tmp_path: Path) -> None:

@@ -72,10 +72,12 @@ def test_a_chain_of_folds(drawn: Path, tmp_path: Path, dev_cluster: DevCluster) 
 
 
 @pytest.mark.slow
-def test_deepspeed_over_two_nodes(dev_cluster: DevCluster, deepspeed_op: None, small_set: Path, tmp_path: Path) -> None:
+def test_deepspeed_over_two_nodes(pair: Path, deepspeed_op: None, small_set: Path, tmp_path: Path) -> None:
+    """The same micro-batches as under DDP, and so the same weights."""
     run = tmp_path / "run"
     finished(submit("cnn5", "--data", small_set, "--run", run, *PAIR, "--engine.strategy", "zero2"))
     assert json.loads((run / "status.json").read_text())["world"] == 2
+    assert same_weights(pair, run)
     judged = bloodcell("evaluate", run, "--predict", "--json")
     assert judged.code == 0, judged.err
     assert (
