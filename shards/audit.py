@@ -39,6 +39,7 @@ AFFORDABLE = 4e8  # pairs that are all compared, 5 to 10 s on two cores; more th
 _SIMILAR = {True: 0.6, False: 0.7}
 _TREES, _CELL = 12, 2048  # ways to cut a large set, and images in a cell at most
 _TRIALS = 400
+_COMPARED = 1 << 16  # pairs aligned before the next ones are looked at
 _STRIP = 512  # rows that a thread is given at a time
 EXAMPLES = 20  # leaks that dataset.json lists, at most; all are counted
 _CROP = 0.03  # share of the side that a trial copy loses at each edge, at most
@@ -203,13 +204,14 @@ class _Search:
                 codes = np.unique(
                     np.concatenate([codes, *threaded(lambda job: self._similar(*job), jobs, self.workers)])
                 )
-        pairs, turns = np.divmod(codes, ORIENTATIONS)
-        a, b = np.divmod(pairs, rows)
-        values = compare(self.thumbnails, a, self.thumbnails, b, turns, workers=self.workers)
         best: dict[tuple[int, int], float] = {}
-        for place in np.flatnonzero(values >= correlation):
-            one, other = sorted((int(a[place]), int(b[place])))
-            best[one, other] = max(float(values[place]), best.get((one, other), 0))
+        for start in range(0, len(codes), _COMPARED):
+            pairs, turns = np.divmod(codes[start : start + _COMPARED], ORIENTATIONS)
+            a, b = np.divmod(pairs, rows)
+            values = compare(self.thumbnails, a, self.thumbnails, b, turns, workers=self.workers)
+            for place in np.flatnonzero(values >= correlation):
+                one, other = sorted((int(a[place]), int(b[place])))
+                best[one, other] = max(float(values[place]), best.get((one, other), 0))
         yield from ((one, other, value) for (one, other), value in sorted(best.items()))
 
     def trials(self, correlation: float) -> tuple[int, int]:

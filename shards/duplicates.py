@@ -21,7 +21,7 @@ from shards.heap import give_back
 from shards.lowfrequency import alike, describe
 from shards.nearhash import candidates
 from shards.parallel import threaded
-from shards.spooled import Records, chosen, whole
+from shards.spooled import Records, whole
 
 PAIR_DTYPE = np.dtype(
     [
@@ -106,8 +106,8 @@ def near_pairs(
     for some in _worthwhile(codes, len(busy), found, left_out):
         turns = some % ORIENTATIONS
         a, b = _ends(some, len(busy))
-        thumbnails = chosen(features["thumbnail"], busy)
-        found.append(_confirmed(a, b, turns, compare(thumbnails, a, thumbnails, b, turns, workers=workers), least))
+        sure = compare(features["thumbnail"], busy[a], features["thumbnail"], busy[b], turns, workers=workers)
+        found.append(_confirmed(a, b, turns, sure, least))
     pairs = _best(np.concatenate(found))
     pairs["a"], pairs["b"] = busy[pairs["a"]], busy[pairs["b"]]
     return pairs

@@ -16,8 +16,8 @@ from shards.console import say
 from shards.divide import MENDINGS, make_keys
 from shards.duplicates import LeftOut, connected, near_pairs
 from shards.examine import Image, Reject
-from shards.report import NEAR
 from shards.samples import Sample, Samples
+from shards.shown import NEAR
 from shards.sources import Items
 from shards.split import best_part, fill_singles, order_key
 from shards.spooled import Records, behind, chosen

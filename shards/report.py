@@ -14,24 +14,11 @@ import pyarrow.compute as pc
 
 from shards.document import environment, flatten, percent, plural, size, write_page
 from shards.errors import BadInput
-from shards.format import REJECTED_COLUMNS, DatasetInfo, read_dataset, read_rows, read_samples
-from shards.pictures import COLUMNS, Picture, pictures
+from shards.format import REJECTED_COLUMNS, DatasetInfo, read_dataset, read_samples
+from shards.shown import NEAR, clusters, examples, pictures_of
 
-SIDE = 128
-"""Longer side of a thumbnail in pixels."""
-
-THUMBNAIL_BYTES = 6_000
-"""JPEG bytes aimed at for each thumbnail: with MOST_EXAMPLES the page stays under 2 MB."""
-
-EXAMPLES_PER_CLASS = 8
-MOST_EXAMPLES = 128
-MOST_CLUSTERS = 4
-MOST_IN_CLUSTER = 6
 MOST_ROWS = 200
 """Rows of a table that are shown; a page lists no more classes or shards than a person would read."""
-
-NEAR = "near:"
-"""How the group of a cluster of near-duplicates begins whose patient or slide is unknown."""
 
 FINDINGS = {
     "exact_duplicates": "exact duplicates left out (the first by path is kept)",
@@ -71,8 +58,8 @@ def write_set_report(folder: Path, becoming: DatasetInfo | None = None) -> Path:
     """
     info = becoming or read_dataset(folder)
     table = read_samples(folder, ["label", "group", "width", "height", "size", "mode", "format"], info)
-    known, chosen, near = groups(table), _examples(info, table), _clusters(table)
-    shown = _pictures(folder, info, [*chosen, *near])
+    known, chosen, near = groups(table), examples(info, table), clusters(table)
+    shown = pictures_of(folder, info, [*chosen, *near])
     rejects = read_rejects(folder / "rejected.csv")
     content: dict[str, Any] = {
         "info": info,
@@ -214,34 +201,6 @@ def _shapes(table: pa.Table) -> dict[str, Any]:
 def _values(table: pa.Table, column: str) -> list[dict[str, Any]]:
     counted = pc.value_counts(table.column(column)).to_pylist()
     return _tally(sorted(((str(row["values"]), row["counts"]) for row in counted), key=lambda item: (-item[1], item)))
-
-
-def _pictures(folder: Path, info: DatasetInfo, ids: list[list[int]]) -> list[list[Picture]]:
-    """Return the pictures of several lists of samples, whose rows are read together."""
-    rows = np.unique([place for own in ids for place in own]).astype(np.int64)
-    table = read_rows(folder, rows, COLUMNS)
-    return [pictures(folder, info, np.searchsorted(rows, own).tolist(), SIDE, THUMBNAIL_BYTES, table) for own in ids]
-
-
-def _examples(info: DatasetInfo, table: pa.Table) -> list[list[int]]:
-    """Choose a few images of each class, at equal distances through the set; return their ids."""
-    labels = table.column("label").to_numpy()
-    each = max(1, min(EXAMPLES_PER_CLASS, MOST_EXAMPLES // max(1, len(info.classes))))
-    found = []
-    for label in range(min(len(info.classes), MOST_EXAMPLES)):
-        members = np.flatnonzero(labels == label)
-        places = np.unique(np.linspace(0, len(members) - 1, each).astype(np.int64)) if len(members) else members
-        found.append(members[places].tolist())
-    return found
-
-
-def _clusters(table: pa.Table) -> list[list[int]]:
-    """Return the ids of the first images of the largest clusters of near-duplicates."""
-    column = table.column("group")
-    near = table.filter(pc.starts_with(column, NEAR)).group_by("group").aggregate([([], "count_all")]).to_pylist()
-    largest = sorted(near, key=lambda row: (-row["count_all"], row["group"]))[:MOST_CLUSTERS]
-    members = (pc.equal(column, row["group"]).to_numpy(zero_copy_only=False) for row in largest)
-    return [np.flatnonzero(own)[:MOST_IN_CLUSTER].tolist() for own in members]
 
 
 def _findings(info: DatasetInfo) -> list[tuple[str, Any]]:

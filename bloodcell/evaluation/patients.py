@@ -25,7 +25,7 @@ from bloodcell.evaluation.entries import entry, numbers, rounded
 from bloodcell.evaluation.intervals import Evidence, from_draws
 from bloodcell.evaluation.judged import Judged
 from bloodcell.evaluation.resample import Statistic, Totals, bootstrap, cluster_index
-from shards.report import NEAR
+from shards.shown import NEAR
 
 JOINT = "+"
 """Between the names of patients that were joined because they share an image."""

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from shards import format as layout
 from shards.duplicates import exact_groups
 from shards.errors import EnvironmentFault
 from shards.examine import Image, Packed
@@ -139,3 +141,26 @@ def test_a_file_of_records_that_was_cut_short_is_told(tmp_path: Path) -> None:
     assert len(filed[:50]) == 50
     with pytest.raises(EnvironmentFault, match="cut short"):
         filed[45:55]
+
+
+def test_the_sample_table_does_not_depend_on_how_its_rows_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are written group by group: the files are those of all rows at once, and single rows can be read again."""
+    monkeypatch.setattr(layout, "ROW_GROUP", 16)
+    texts = {leaf.name: f"{leaf.name} {{}}" for leaf in layout.SAMPLES_SCHEMA if pa.types.is_string(leaf.type)}
+    rows = [
+        {leaf.name: texts[leaf.name].format(i) if leaf.name in texts else i for leaf in layout.SAMPLES_SCHEMA}
+        for i in range(50)
+    ]
+    batch = pa.RecordBatch.from_pylist(rows, layout.SAMPLES_SCHEMA)
+    written = []
+    for size in (50, 7, 16):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        layout.write_samples(folder, (batch.slice(start, size) for start in range(0, 50, size)), 50)
+        written.append([(folder / name).read_bytes() for name in ("samples.parquet", "samples.npy")])
+    assert written[0] == written[1] == written[2]
+    assert pq.ParquetFile(folder / "samples.parquet").num_row_groups == 4
+    assert np.load(folder / "samples.npy")["offset"].tolist() == list(range(50))
+    found = layout.read_rows(folder, [49, 3, 17, 3], ["source", "size"]).to_pylist()
+    assert found == [{"source": f"source {i}", "size": i} for i in (49, 3, 17, 3)]
+    assert layout.read_rows(folder, [], ["key"]).num_rows == 0
