@@ -118,3 +118,9 @@ def test_the_repository_speaks_of_itself_alone() -> None:
             continue
         assert path.stat().st_size <= 1 << 20, f"{name} is over 1 MiB"
         assert not hosts.search(path.read_text(encoding="utf-8")), f"{name} names a package registry"
+
+
+def test_the_modules_of_the_tests_have_names_of_their_own() -> None:
+    """Pytest imports them by their bare names: a second one is an error, and only where both are collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
