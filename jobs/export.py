@@ -25,8 +25,8 @@ onnx, torch-export and aot take RGB images as they are decoded, uint8 [n, height
 square, scaling and normalisation are inside. They give logits and calibrated probabilities.
 
 Before it is done the file is applied to up to 200 images of the run's test split (drawn ones where the set is not at
-hand): a probability may differ by --bound from the run's on the same pixels. `whole` also counts that the readers'
-own scaling is at most one level of 255 apart in a few pixels.
+hand): a probability may differ by --bound from the run's on the same pixels. `whole` also counts the readers' own
+scaling: the CPU backend's is followed exactly, DALI's but for one level of 255 in a few pixels.
 
 --int8 quantises the ONNX graph behind its first convolution (static, per channel; ranges from up to 200 training
 images). No two pixels are the same then, so accuracy decides: up to 2,000 images each of val and test are judged by
