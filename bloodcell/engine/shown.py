@@ -40,14 +40,15 @@ def gather(run: RunFolder, config: Config) -> Results:
         for metric, value in result["metrics"].items()
         if value["value"] is not None
     }
-    tables = {name: path for name in splits if (path := run.path / "predictions" / f"{name}.parquet").exists()}
+    paths = {name: run.path / "predictions" / f"{name}.parquet" for name in splits}
+    tables = {name: read_predictions(path) for name, path in paths.items() if path.exists()}
     images = {}
     if config.tracking.images and "test" in tables:
-        images["test"] = _images(config, read_predictions(tables["test"]), config.tracking.images)
+        images["test"] = _images(config, tables["test"], config.tracking.images)
     return Results(
         summary={"step": status.get("step", 0), **summary},
         charts=[Chart(name, result["classes"], result["confusion"]) for name, result in splits.items()],
-        curves=[curve for name, path in tables.items() for curve in _curves(name, read_predictions(path))],
+        curves=[curve for name, table in tables.items() for curve in _curves(name, table)],
         artifacts=_artifacts(run, config, summary),
         images={name: rows for name, rows in images.items() if rows},
         pages=[page for page in (run.path / "report.html",) if page.exists()],
