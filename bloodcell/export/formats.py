@@ -46,16 +46,27 @@ def write(classifier: Classifier, run: Path, kind: str, output: Path) -> None:
         return
     if output.is_dir():
         raise BadInput("there is a folder of this name", output, "choose another file")
+    writer = {"safetensors": _weights, "onnx": _onnx, "torch-export": _program, "aot": _compiled}[kind]
+    with place_for(output), tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as scratch:
+        made = Path(scratch) / f"model{FORMATS[kind]}"
+        writer(classifier, run, made)
+        with open_atomic(output) as file, made.open("rb") as source:
+            shutil.copyfileobj(source, file)
+
+
+@contextlib.contextmanager
+def place_for(output: Path) -> Iterator[None]:
+    """Make the folder of a file that is written in the block.
+
+    Raises:
+        BadInput: the file cannot be written.
+        EnvironmentFault: the disk is full or fails.
+    """
     try:
         with disk_errors(output):
             output.parent.mkdir(parents=True, exist_ok=True)
-            writer = {"safetensors": _weights, "onnx": _onnx, "torch-export": _program, "aot": _compiled}[kind]
-            with tempfile.TemporaryDirectory(prefix=".export-", dir=output.parent) as scratch:
-                made = Path(scratch) / f"model{FORMATS[kind]}"
-                writer(classifier, run, made)
-                with open_atomic(output) as file, made.open("rb") as source:
-                    shutil.copyfileobj(source, file)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
+            yield
+    except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise BadInput(f"the file cannot be written: {error.strerror}", output, "choose another one") from error
 
 

@@ -20,10 +20,10 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from bloodcell.data.openset import OpenSet
-from bloodcell.export.formats import about, write
+from bloodcell.export.formats import about, place_for, write
 from bloodcell.predict import Classifier
 from bloodcell.runfolder import RunFolder
-from shards.atomic import disk_errors, open_atomic
+from shards.atomic import open_atomic
 from shards.errors import BadInput
 
 CALIBRATION = 200
@@ -113,13 +113,8 @@ def write_int8(classifier: Classifier, run: Path, output: Path, bound: float) ->
         for name, value in notes.items():
             if name not in known:
                 model.metadata_props.append(onnx.StringStringEntryProto(key=name, value=value))
-        try:
-            with disk_errors(output):
-                output.parent.mkdir(parents=True, exist_ok=True)
-                with open_atomic(output) as file:
-                    file.write(model.SerializeToString())
-        except (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise BadInput(f"the file cannot be written: {error.strerror}", output, "choose another one") from error
+        with place_for(output), open_atomic(output) as file:
+            file.write(model.SerializeToString())
         return _compared(plain, output, opened, fold, classifier.config.data.size, bound)
 
 
