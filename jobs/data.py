@@ -89,7 +89,10 @@ def options_from(parsed: argparse.Namespace, options: type) -> Any:
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Run synth, scan, download, pack, merge or verify; return the result and the lines for people."""
+    from shards.heap import without_pandas
+
     runs = {"synth": _synth, "scan": _scan, "download": _download, "pack": _pack, "merge": _merge, "verify": _verify}
+    without_pandas()
     with stoppable():
         return runs[verb](parsed)
 

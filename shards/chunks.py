@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from shards.errors import EnvironmentFault
 from shards.examine import CHUNK, Image, Reject, look
 from shards.features import FEATURES_DTYPE, compute
 from shards.seen import RECORD_DTYPE, Images, Kind
-from shards.sources import Item, Items
+from shards.sources import Items
 from shards.spooled import Records, spooled
 from shards.treat import Treatment, parameters
 
@@ -37,7 +39,10 @@ DECODERS = ("libjpeg_turbo", "zlib", "libtiff", "jpg_2000", "webp")
 """Libraries that decide which pixels a file has."""
 
 STATS = 16
-"""Files asked for their size at the same time."""
+"""Files asked for their size at the same time, where an answer takes long."""
+
+SLOW = 0.02
+"""Seconds that all answers of a chunk take together before other chunks are asked for at the same time."""
 
 HASH = 32
 """Bytes of a sha256."""
@@ -103,12 +108,20 @@ def cut(folder: Path, items: Items, how: Treatment) -> list[Chunk]:
 
     def chunk(number: int) -> Chunk:
         part = items[number * CHUNK : (number + 1) * CHUNK]
-        rows = [[*_named(item), *_state(item)] for item in part]
+        columns = [part.column(name).to_pylist() for name in items.names if name != "path"]
+        states = map(_state, part.column("path").to_pylist())
+        rows = [[*named, *state] for *named, state in zip(*columns, states, strict=True)]
         digest = hashlib.sha256(json.dumps([shown, rows]).encode()).hexdigest()
         return Chunk(folder, number, digest, part, how)
 
-    with ThreadPoolExecutor(STATS) as pool:  # on a network each answer takes a while
-        return list(pool.map(chunk, range(chunk_count(len(items)))))
+    numbers, chunks = iter(range(chunk_count(len(items)))), []
+    for number in numbers:
+        begin = time.perf_counter()
+        chunks.append(chunk(number))
+        if time.perf_counter() - begin > SLOW:  # as on a network; where answers come at once threads cost more
+            break
+    with ThreadPoolExecutor(STATS) as pool:
+        return [*chunks, *pool.map(chunk, numbers)]
 
 
 def listing_digest(chunks: Sequence[Chunk]) -> str:
@@ -116,14 +129,10 @@ def listing_digest(chunks: Sequence[Chunk]) -> str:
     return hashlib.sha256("".join(chunk.digest for chunk in chunks).encode()).hexdigest()
 
 
-def _named(item: Item) -> list[Any]:
-    return [getattr(item, leaf.name) for leaf in fields(item) if leaf.name != "path"]
-
-
-def _state(item: Item) -> tuple[int, int]:
+def _state(path: bytes) -> tuple[int, int]:
     """Return size and time of change (ns) of a file; of one that cannot be asked, -1 and the error."""
     try:
-        status = item.path.stat()
+        status = os.stat(path)
     except OSError as error:
         return -1, error.errno or 0
     return status.st_size, status.st_mtime_ns

@@ -46,7 +46,12 @@ class Item:
 
 def as_text(path: Path) -> str:
     """Return a path with / between its parts as text that can be encoded: bytes that are not UTF-8 become \\xNN."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+    return name_as_text(path.as_posix())
+
+
+def name_as_text(name: str) -> str:
+    """Return a file's name as `as_text` does its path."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @lru_cache(maxsize=4096)

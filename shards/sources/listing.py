@@ -6,7 +6,7 @@ An `Item` with its path takes some 700 bytes, its row here 120: a listing of 10^
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, overload
@@ -49,7 +49,10 @@ class Items(Sequence[Item]):
             kind = kind or type(block[0])
             columns = {name: [getattr(item, name) for item in block] for name in _schema(kind).names}
             tables.append(pa.table({**columns, "path": list(map(os.fsencode, columns["path"]))}, _schema(kind)))
-        kind = kind or Item
+        return cls._joined(tables, kind or Item)
+
+    @classmethod
+    def _joined(cls, tables: list[pa.Table], kind: type[Item]) -> Items:
         table = pa.concat_tables([_schema(kind).empty_table(), *tables]).unify_dictionaries().combine_chunks()
         batches = table.to_batches()
         return cls._whole(batches[0] if batches else pa.RecordBatch.from_pylist([], _schema(kind)), kind)
@@ -82,6 +85,22 @@ class Items(Sequence[Item]):
     def taken(self, rows: np.ndarray) -> Items:
         """Return a copy of the items at these positions, int64 [n], that holds nothing of the others."""
         return Items._whole(self._batch.take(pa.array(self._places(rows))), self._kind)
+
+    def described(self, describe: Callable[[str], tuple[str, str, str]]) -> Items:
+        """Return the same files with the (label, group, part) that `describe` says of each one's source."""
+        tables = []
+        for start in range(0, len(self), _BLOCK):
+            rows = self[start : start + _BLOCK]._rows()
+            told = zip(*map(describe, rows.column("source").to_pylist()), strict=True)
+            columns = {name: rows.column(name) for name in rows.schema.names}
+            columns |= dict(zip(("label", "group", "part"), map(list, told), strict=True))
+            tables.append(pa.table(columns, rows.schema))
+        return Items._joined(tables, self._kind)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, as the fields of the items are called."""
+        return list(self._batch.schema.names)
 
     def column(self, name: str) -> pa.Array:
         """Return a column; `path` as bytes."""

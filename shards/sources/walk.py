@@ -10,7 +10,7 @@ import numpy as np
 
 from shards.errors import BadInput
 from shards.images import IMAGE_SUFFIXES
-from shards.sources.items import Item, as_text
+from shards.sources.items import Item, name_as_text
 from shards.sources.listing import Items
 
 
@@ -25,17 +25,21 @@ def walk(root: Path) -> Items:
 
 def files_below(root: Path) -> Iterator[tuple[Path, str]]:
     """Yield (path, path below root) of every file as `walk` finds them, those of each folder in the order of names."""
-    return _walk(root, root, set())
+    return _walk(root, "", set())
 
 
 def images_among(files: Items) -> Items:
     """Return the files that are called like images."""
-    return files.taken(
-        np.flatnonzero([Path(source).suffix.lower() in IMAGE_SUFFIXES for source in files.each("source")])
-    )
+    return files.taken(np.flatnonzero(list(map(_is_image, files.each("source")))))
 
 
-def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
+def _is_image(source: str) -> bool:
+    stem, dot, suffix = source.rpartition("/")[2].rpartition(".")  # a Path for each would take most of a listing's time
+    return stem != "" and (dot + suffix).lower() in IMAGE_SUFFIXES
+
+
+def _walk(folder: Path, below: str, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
+    """Yield the files of a folder whose path below the root is `below`, which ends in "/" or is empty."""
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -49,11 +53,11 @@ def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tup
     if identity in above:
         return
     for entry in entries:
-        path = folder / entry.name
+        path, source = folder / entry.name, below + name_as_text(entry.name)
         if _is_folder(entry):
-            yield from _walk(path, root, above | {identity})
+            yield from _walk(path, f"{source}/", above | {identity})
         else:
-            yield path, as_text(path.relative_to(root))
+            yield path, source
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
