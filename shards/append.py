@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.assemble import result
 from shards.atomic import disk_errors, open_atomic
 from shards.chunks import Chunk, cut, load
 from shards.compose import counts, identity, personal_fields, rejected_text, warn_of_personal, write_shards
@@ -24,7 +25,7 @@ from shards.errors import BadInput, nearest
 from shards.examine import KEPT, Packed, Reject
 from shards.extend import Joined, Standing, extend
 from shards.format import DatasetInfo, read_batches, read_dataset, read_samples, write_dataset, write_samples
-from shards.pack import Packing, PackOptions, examine_chunks, identified, request, result
+from shards.pack import Packing, PackOptions, examine_chunks, identified, request
 from shards.report import write_set_report
 from shards.samples import Samples
 from shards.sources import Items, as_text

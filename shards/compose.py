@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import threading
 from collections import Counter
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +57,17 @@ class Contents:
     extra: dict[str, Any]
 
 
-def compose(folder: Path, plans: list[ShardPlan], contents: Contents, workers: int) -> DatasetInfo:
-    """Write everything but the report into `folder`, dataset.json last; return what it says.
+def compose(folder: Path, shards: list[ShardInfo], offsets: np.ndarray, contents: Contents) -> DatasetInfo:
+    """Write everything but the shards, which are there, and the report into `folder`, dataset.json last.
+
+    Return what it says. `offsets` are where in their shards the images begin, int64 [samples].
 
     Raises:
-        BadInput: a file changed or vanished since it was examined.
         EnvironmentFault: the disk is full or fails.
     """
-    shards, offsets = write_shards(plans, workers)
     give_back()
     samples, classes = contents.samples, contents.classes
-    numbers = np.repeat(np.arange(len(plans)), [len(plan.samples) for plan in plans])
+    numbers = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
     write_samples(folder, sample_batches(samples, classes, numbers, offsets), len(samples))
     with open(folder / "rejected.csv", "w", newline="", encoding="utf-8") as file:
         file.write(rejected_text(contents.cleaned.rejected))
@@ -92,10 +94,20 @@ def identity(samples: Samples, classes: list[str]) -> str:
     return fingerprint(classes, zip(samples.parts, samples.labels.tolist(), digests, strict=True))
 
 
-def write_shards(plans: list[ShardPlan], workers: int, first: int = 0) -> tuple[list[ShardInfo], np.ndarray]:
+def write_shards(
+    plans: list[ShardPlan], workers: int, first: int = 0, stop: threading.Event | None = None
+) -> tuple[list[ShardInfo], np.ndarray]:
     """Write the shards that are not there yet; return what they are and where in them each image begins.
 
-    `first` is the id of the first sample.
+    Args:
+        plans: of all shards.
+        workers: processes.
+        first: id of the first sample.
+        stop: once it is set no further shard is begun, and what is returned is worth nothing.
+
+    Raises:
+        BadInput: a file changed or vanished since it was examined.
+        EnvironmentFault: the disk is full or fails.
     """
     done = [finished(plan) for plan in plans]
     _clear(plans, done)
@@ -104,11 +116,12 @@ def write_shards(plans: list[ShardPlan], workers: int, first: int = 0) -> tuple[
     if before:
         say(f"{before:,} of {len(plans):,} shards were written before: taken up")
     _check_space(left)
-    new = progress(map_ordered(write_planned, left, workers), "writing shards", len(plans), before)
-    written = [there or next(new) for there in done]
+    wanted = takewhile(lambda _: stop is None or not stop.is_set(), left)
+    new = progress(map_ordered(write_planned, wanted, workers), "writing shards", len(plans), before)
+    written = [one for there in done if (one := there or next(new, None))]
     list(new)  # lets the progress bar say its last word
     shards, offsets = [], [np.zeros(0, np.int64)]
-    for plan, (summary, places, _) in zip(plans, written, strict=True):
+    for plan, (summary, places, _) in zip(plans, written, strict=stop is None or not stop.is_set()):
         shards.append(ShardInfo(plan.path.name, plan.part, summary.samples, summary.bytes, summary.sha256, first))
         first += summary.samples
         offsets.append(np.array(places, np.int64))

@@ -31,17 +31,26 @@ KEY_LENGTH = 76
 
 
 def divide(
-    cleaned: Cleaned, classes: list[str], way: Way, seed: int, *, mend: bool, workers: int = 2
+    cleaned: Cleaned,
+    classes: list[str],
+    way: Way,
+    seed: int,
+    *,
+    mend: bool,
+    workers: int = 2,
+    begin: Callable[[Samples], None] | None = None,
 ) -> tuple[Samples, Split, Cleaned, Audit]:
     """Split and audit; with `mend`, near-duplicates that only the audit finds are joined and the set is split again.
 
-    The audit compares pictures with `workers` threads.
+    The audit compares pictures with `workers` threads. `begin` is given the samples of each split before its audit.
     """
     for _ in range(MENDINGS):
         if way.fixed:
             cleaned = protect(cleaned)
         samples, division, rows = _place(cleaned, classes, way, seed)
         give_back()
+        if begin:
+            begin(samples)
         found = audit(
             samples.parts,
             samples.groups,

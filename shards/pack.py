@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import disk_errors
-from shards.chunks import Chunk, cut, examination, examine_chunk, is_examined, listing_digest, load
-from shards.clean import Cleaned, clean
-from shards.compose import Contents, compose, personal_fields, warn_of_personal
+from shards.chunks import Chunk, cut, examination, examine_chunk, is_examined, listing_digest
 from shards.console import say
 from shards.decisions import digest, read_decisions
-from shards.divide import divide, judge
-from shards.errors import BadInput, Fault
+from shards.errors import BadInput
 from shards.examine import ticking
-from shards.format import DatasetInfo
-from shards.heap import give_back
 from shards.parallel import available_cores, map_ordered, warm_up
-from shards.report import write_set_report
-from shards.sources import Listing, as_text
+from shards.sources import Listing
 from shards.sources.gather import Request, gathered
 from shards.sources.options import SourceOptions
-from shards.treat import Treatment, check, parameters
-from shards.ways import split_record, way_of
+from shards.treat import Treatment, check
+from shards.ways import way_of
 from shards.work import Identity, Work, alone, going_on, refuse_existing
-from shards.write import plan_shards
 
 
 @dataclass(frozen=True)
@@ -114,6 +106,8 @@ def pack(source: Path, target: Path, options: PackOptions) -> dict[str, Any]:
     with prepared(source, target, options) as packing, alone(target) as work, going_on(work):
         work.begin(packing.identity)
         examine_chunks(packing.chunks, packing.workers)
+        from shards.assemble import assemble  # loaded while the workers were at the images
+
         return assemble(packing, work)
 
 
@@ -154,7 +148,7 @@ def examine_chunks(chunks: list[Chunk], workers: int, what: str = "examining") -
     if left:
         done = ((count, count) for count in map_ordered(examine_chunk, left, workers))
         for _ in ticking(done, what, total, total - missing):
-            pass
+            import_module("shards.assemble")  # the workers have their next chunks already
 
 
 def _portable(source: Path, options: PackOptions) -> dict[str, Any]:
@@ -183,53 +177,6 @@ def request(source: Path, target: Path, options: PackOptions) -> Request:
     )
 
 
-def assemble(packing: Packing, work: Work) -> dict[str, Any]:
-    """Clean, split, audit and write what was examined, and give the set its name; errors as in `pack`."""
-    info = _written(packing, work)
-    give_back()
-    with disk_errors(work.target):
-        write_set_report(work.partial)
-        work.finish()
-    return result(info, work.target)
-
-
-def _written(packing: Packing, work: Work) -> DatasetInfo:
-    """Write all of the set but its report; return what its dataset.json says."""
-    options, items = packing.options, packing.listing.items
-    way = way_of(options)
-    dropped = read_decisions(Path(options.decisions), set(items.each("source"))) if options.decisions else {}
-    cleaned = clean(items, load(packing.chunks, items), options.near, dropped, packing.workers)
-    give_back()
-    classes = items.distinct("label")
-    _check_classes_left(classes, cleaned, packing.source)
-    samples, division, cleaned, found = divide(
-        cleaned,
-        classes,
-        way,
-        options.seed,
-        mend=options.near and not options.allow_leaks,
-        workers=packing.workers,
-    )
-    give_back()
-    audited = judge(samples, found, options.allow_leaks, options.keep_splits)
-    if len(samples) + len(cleaned.rejected) != len(items):
-        raise Fault(f"{len(items)} images in, {len(samples)} to pack, {len(cleaned.rejected)} rejected", packing.source)
-    extra = personal_fields(samples.images)
-    warn_of_personal(samples.images)
-    if packing.listing.encoder:
-        extra["encoder"] = packing.listing.encoder
-    if options.treatment.changes:
-        extra["treatment"] = parameters(options.treatment)
-    split = split_record(way, samples, division, classes, options)
-    parts = split.pop("parts")
-    contents = Contents(samples, classes, parts, cleaned, split, audited, _stored(packing.source, options), extra)
-    with disk_errors(work.target):
-        plans = plan_shards(
-            samples, classes, options.shard_bytes, options.shard_samples, work.partial, work=work.folder
-        )
-        return compose(work.partial, plans, contents, packing.workers)
-
-
 def _check_target(target: Path) -> None:
     """Check, before hours of work, that the set can be written where it shall lie."""
     refuse_existing(target)
@@ -243,44 +190,3 @@ def _existing_parent(path: Path) -> Path:
     while not os.path.lexists(path):
         path = path.parent
     return path
-
-
-def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> None:
-    left = set(cleaned.images.texts("label"))
-    for name in classes:
-        if name not in left:
-            reasons = Counter(reject.reason for reject in cleaned.rejected if reject.item.label == name)
-            said = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-            raise BadInput(
-                f"class {name!r} has no usable image ({said})", source, "mend its files or remove the folder"
-            )
-
-
-def _stored(source: Path, options: PackOptions) -> dict[str, Any]:
-    """Return what dataset.json says of the options: names in place of paths."""
-    stored = {name: value for name, value in asdict(options).items() if name != "workers"}
-    for name in ("table", "dataset", "labels", "decisions", "test_from"):
-        stored[name] = as_text(Path(Path(stored[name]).name)) if stored[name] else ""
-    stored["also"] = [as_text(Path(Path(root).resolve().name)) for root in options.also]
-    if options.decisions:
-        stored["decisions_sha256"] = digest(Path(options.decisions))
-    return {"source": as_text(Path(source.resolve().name)), **stored}
-
-
-def result(info: DatasetInfo, target: Path) -> dict[str, Any]:
-    """Return what `pack` says about a set."""
-    packed = sum(shard.samples for shard in info.shards)
-    return {
-        "set": str(target),
-        "images": info.images_in,
-        "packed": packed,
-        "rejected": info.rejected,
-        "splits": info.samples,
-        "split": info.split,
-        "shards": [{"file": s.file, "samples": s.samples, "bytes": s.bytes, "sha256": s.sha256} for s in info.shards],
-        "duplicates": info.extra["duplicates"],
-        "leaks": info.audit["leaks"],
-        "personal_metadata_images": info.extra.get("personal_metadata_images", 0),
-        "fingerprint": info.fingerprint,
-        "report": str(target / "report.html"),
-    }

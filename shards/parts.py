@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.assemble import assemble
 from shards.chunks import Chunk, is_examined
 from shards.errors import BadInput
-from shards.pack import Packing, PackOptions, assemble, examine_chunks, prepared
+from shards.pack import Packing, PackOptions, examine_chunks, prepared
 from shards.work import Identity, Work, alone, going_on, together
 
 MOST = 9999

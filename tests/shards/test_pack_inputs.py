@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from shards.assemble import assemble
 from shards.divide import KEY_LENGTH, make_keys
 from shards.errors import BadInput
 from shards.examine import examine_all
-from shards.pack import assemble, examine_chunks, pack, prepared
+from shards.pack import examine_chunks, pack, prepared
 from shards.samples import Sample, Samples
 from shards.sources import list_folder
 from shards.verify import verify

@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shards.assemble import assemble
 from shards.errors import BadInput, EnvironmentFault
 from shards.features import FEATURES_DTYPE
-from shards.pack import PackOptions, assemble, examine_chunks, pack, prepared
+from shards.pack import PackOptions, examine_chunks, pack, prepared
 from shards.work import Work, alone
 from tests.conftest import bloodcell, command
 from tests.shards.packing import ONE, fill, hashes, noise, plain, rows

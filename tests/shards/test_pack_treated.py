@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.assemble import assemble
 from shards.chunks import load
 from shards.compose import personal_fields
 from shards.errors import BadInput, EnvironmentFault
 from shards.format import read_dataset
-from shards.pack import assemble, examine_chunks, pack, prepared
+from shards.pack import examine_chunks, pack, prepared
 from shards.seen import Images
 from shards.verify import verify
 from shards.work import alone
