@@ -73,7 +73,10 @@ def test_a_quick_run_of_pack_has_every_row() -> None:
                 assert (row["unit"], row["baseline"]) == (unit, f"{baseline}, {how}")
                 assert row["ratio"] > 0
                 assert 0 < row["low"] <= row["value"] <= row["high"]
-        assert rows[f"decode, hashes and near-duplicate features, {how}"]["value"] > 0
+        alone = "decode, hashes and near-duplicate features"
+        beside = rows[f"{alone}, 2 processes, {how}"]
+        assert beside["baseline"] == f"{alone}, {how}"
+        assert beside["ratio"] == pytest.approx(beside["value"] / rows[f"{alone}, {how}"]["value"])
     for memory in ("memory", "memory without mapped files"):
         few, more = (rows[f"peak {memory} of packing {count} tiny images, 1 worker"] for count in (64, 128))
         assert few["unit"] == more["unit"] == "MiB"
