@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
+import gc
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from shards.errors import BadInput, Preempted
 
 if TYPE_CHECKING:
-    from shards.pack import PackOptions
+    from shards.pack_options import PackOptions
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -27,7 +29,7 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         add_options(parser, SynthOptions)
         parser.add_argument("--workers", type=int, default=1, help="processes (1)")
     elif verb == "pack":
-        from shards.pack import PackOptions
+        from shards.pack_options import PackOptions
 
         parser.add_argument(
             "source", type=Path, metavar="DIR", help="folder with one folder of images for each class, or an .npz"
@@ -89,12 +91,23 @@ def options_from(parsed: argparse.Namespace, options: type) -> Any:
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Run synth, scan, download, pack, merge or verify; return the result and the lines for people."""
+    runs = {"synth": _synth, "scan": _scan, "download": _download, "pack": _pack, "merge": _merge, "verify": _verify}
+    if verb in ("pack", "merge"):
+        _warm_up(parsed.workers)
     from shards.heap import without_pandas
 
-    runs = {"synth": _synth, "scan": _scan, "download": _download, "pack": _pack, "merge": _merge, "verify": _verify}
     without_pandas()
+    atexit.register(gc.freeze)  # all goes at once at the end: to look through it for cycles takes a tenth of a second
     with stoppable():
         return runs[verb](parsed)
+
+
+def _warm_up(workers: int) -> None:
+    """Let the process that workers are forked from load the program while this one does, where there will be some."""
+    from shards.parallel import available_cores, warm_up
+
+    if (workers or available_cores()) > 1:
+        warm_up("shards.write")
 
 
 @contextmanager
@@ -145,7 +158,7 @@ def _download(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def _pack(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    from shards.pack import PackOptions, pack
+    from shards.pack_options import PackOptions
 
     if parsed.shard_bytes < 1 or parsed.shard_samples < 1:
         raise BadInput("a shard holds at least one sample", "--shard-bytes, --shard-samples", "give positive numbers")
@@ -156,6 +169,8 @@ def _pack(parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         return _append(parsed, options)
     if parsed.part:
         return _pack_part(parsed, options)
+    from shards.pack import pack
+
     return _packed(pack(parsed.source, parsed.target, options))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.data import add_options, options_from
 from shards.errors import BadInput
-from shards.sources.options import SourceOptions
+from shards.source_options import SourceOptions
 
 if TYPE_CHECKING:
     from bloodcell.engine.encoder import Encoder

@@ -31,7 +31,8 @@ from shards.work import Work
 from shards.write import plan_shards
 
 if TYPE_CHECKING:
-    from shards.pack import Packing, PackOptions
+    from shards.pack import Packing
+    from shards.pack_options import PackOptions
 
 
 def assemble(packing: Packing, work: Work) -> dict[str, Any]:

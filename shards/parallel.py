@@ -11,12 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from itertools import islice
 from multiprocessing import forkserver
 from typing import TypeVar
-
-import numpy as np  # noqa: F401  its threads can be limited only where it is loaded
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from shards.errors import EnvironmentFault
 
@@ -36,10 +34,19 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
+def one_thread() -> AbstractContextManager[object]:
+    """Keep the numeric libraries of this process to one thread, from now until the context ends if it is entered."""
+    import numpy  # noqa: F401  its threads can be limited only where it is loaded
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits
+
+
 def _begin_worker() -> None:
     """Keep a worker to one core, and let it end with its parent: it waits on a pipe that a kill would leave open."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears an interrupt too, and says so once
-    threadpool_limits(1)
+    one_thread()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -71,7 +78,7 @@ def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) ->
         EnvironmentFault: a worker process was killed (out of memory, most often).
     """
     if workers <= 1:
-        with threadpool_limits(1):
+        with one_thread():
             yield from map(function, items)
         return
     # Not fork: this process may hold threads (the progress bar, pyarrow) whose locks a forked child would inherit.

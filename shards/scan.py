@@ -32,9 +32,9 @@ from shards.personal_fields import kind_of
 from shards.scan_findings import Findings, flag, near_clusters, suggestions
 from shards.scan_table import scan_table
 from shards.shortcuts import shortcuts
+from shards.source_options import SourceOptions
 from shards.sources import Listing, as_text
 from shards.sources.gather import gathered
-from shards.sources.options import SourceOptions
 
 
 @dataclass(frozen=True)

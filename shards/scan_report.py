@@ -21,8 +21,8 @@ from shards.quality import Thresholds
 from shards.scan import ScanOptions
 from shards.scan_findings import Findings
 from shards.scan_sheets import SHEETS, crowd_sheets, duplicate_rows, sheet
+from shards.source_options import SOURCE_FLAGS
 from shards.sources import as_text
-from shards.sources.options import SOURCE_FLAGS
 
 MOST_ROWS = 100
 MOST_TOLD = 8

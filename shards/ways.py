@@ -21,7 +21,7 @@ from shards.sources.items import FIXED
 from shards.split import Split, parse_fractions, split
 
 if TYPE_CHECKING:
-    from shards.pack import PackOptions
+    from shards.pack_options import PackOptions
 
 MOST_WARNINGS = 8
 """Sentences about thin classes that are printed; dataset.json and the report have all."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from shards.pack import PackOptions
 from shards.scan import ScanOptions, explore_folder, scan
-from shards.sources.options import SourceOptions
+from shards.source_options import SourceOptions
 from shards.synth import SynthOptions, synthesise
 from tests.conftest import bloodcell
 

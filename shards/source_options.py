@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from shards.sources.gather import Request
+if TYPE_CHECKING:
+    from shards.sources.gather import Request
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class SourceOptions:
         test_from: str = "",
     ) -> Request:
         """Return what to list: `source` and --also; the other arguments are as in the request."""
+        from shards.sources.gather import Request  # flags are declared before anything that takes long is loaded
+
         return Request(
             (source, *map(Path, self.also)),
             scratch,
