@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             ratios.append(f"{number(row['ratio'])}× {row['baseline']}")
     lines = ["| figure | value | unit | beside |", "| --- | ---: | --- | --- |"]
     for (name, unit), (row, ratios) in merged.items():
-        shown = "" if unit == "share" else unit
+        shown = "%" if unit == "share" else unit
         lines.append(f"| {_cell(name)} | {_value(row)} | {shown} | {_cell('; '.join(ratios))} |")
     return "\n".join(lines) + "\n"
 
@@ -100,13 +101,17 @@ def _value(row: dict[str, Any]) -> str:
     value, low, high = row["value"], row["low"], row["high"]
     if value is None:
         return ""
-    show = _percent if row["unit"] == "share" else number
+    show = SHOWN.get(row["unit"], number)
     spread = "" if low is None or high is None or low == high else f" ({show(low)}–{show(high)})"
     return show(value) + spread
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+SHOWN: dict[str, Callable[[float], str]] = {
+    "share": lambda value: f"{100 * value:.2f}",
+    "%": lambda value: f"{value:.2f}",
+    "points": lambda value: f"{round(value, 2) + 0.0:.2f}",  # no -0.00
+}
+"""How figures of a unit are written: hundredths of a percent count where three digits would round them away."""
 
 
 def _cell(text: str) -> str:
