@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 from shards.errors import EnvironmentFault
@@ -65,7 +65,13 @@ def warm_up(*modules: str) -> None:
     """
     if os.name == "posix":
         forkserver.set_forkserver_preload(["shards.onethread", *modules])
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # it lets interrupts through again when it starts: not between these lines
+        # Without interrupts, which it would tell of too while it loads; the workers ignore them anyway.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
