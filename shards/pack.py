@@ -24,6 +24,7 @@ from shards.parallel import available_cores, map_ordered, warm_up
 from shards.report import write_set_report
 from shards.sources import Listing, as_text
 from shards.sources.gather import Request, gathered
+from shards.sources.listing import class_names
 from shards.sources.options import SourceOptions
 from shards.treat import Treatment, check, parameters
 from shards.ways import split_record, way_of
@@ -199,7 +200,7 @@ def _written(packing: Packing, work: Work) -> DatasetInfo:
     dropped = read_decisions(Path(options.decisions), set(items.each("source"))) if options.decisions else {}
     cleaned = clean(items, load(packing.chunks, items), options.near, dropped, packing.workers)
     give_back()
-    classes = items.distinct("label")
+    classes = class_names(items)
     _check_classes_left(classes, cleaned, packing.source)
     samples, division, cleaned, found = divide(
         cleaned,

@@ -221,7 +221,7 @@ def _thresholds() -> list[tuple[str, str]]:
             f"distance to white below {t.bright:.0%} of the median, {like}; or {t.clipped:.0%} more pure white",
         ),
         ("saturated", f"mean saturation {t.saturated} above the median, {like}"),
-        ("tiny", f"shorter side below {t.tiny_pixels} pixels or {t.tiny:.0%} of the median"),
+        ("tiny", f"shorter side below {t.tiny_pixels} pixels where that is unusual, or {t.tiny:.0%} of the median"),
         ("odd aspect", f"width to height differs from the median by a factor of {t.aspect}"),
         (
             "outlier",

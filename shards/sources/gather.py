@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -99,6 +100,7 @@ def gathered(request: Request) -> Iterator[Listing]:
                 say(f"{definition.name}: {note}")
         if request.labels:
             listing = _relabelled(listing, Path(request.labels))
+        _warn_of_twins(listing.items)
         if not request.one_class:
             check_classes(listing.items, request.where)
         give_back()  # columns of the listings that this one was made from
@@ -171,10 +173,28 @@ def _joined(listings: list[Listing], roots: tuple[Path, ...]) -> Listing:
 def _warn_of_unlabelled(items: Items) -> None:
     """Say how many images lie in the folders of those that a table names, and stand in no row of it."""
     named = {item.path for item in items}
-    beside = (path for folder in {path.parent for path in named} for path in folder.iterdir())
+    beside = (path for folder in {path.parent for path in named} for path in _inside(folder))
     left = sorted(path for path in beside if path.suffix.lower() in IMAGE_SUFFIXES and path not in named)
     if left:
         warn(f"{len(left):,} images beside those of the table have no label, first {left[0]}: passed over")
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # one may enter a folder whose names one may not read
+        return []
+
+
+def _warn_of_twins(items: Items) -> None:
+    """Say which classes have names that look alike to a person: a slip of the keyboard makes a class of its own."""
+    alike: dict[str, list[str]] = {}
+    for label in items.distinct("label"):
+        plain = unicodedata.normalize("NFKC", label).casefold().replace("_", " ")
+        alike.setdefault(" ".join(plain.split()), []).append(label)
+    for names in (names for names in alike.values() if len(names) > 1):
+        said = " and ".join(map(ascii, names))
+        warn(f"{said} are {len(names)} classes though their names look alike: --labels makes them one")
 
 
 def _relabelled(listing: Listing, path: Path) -> Listing:

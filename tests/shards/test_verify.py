@@ -332,7 +332,10 @@ def test_a_changed_index_of_samples_is_found(folder: Path) -> None:
         ({"classes": ["lymphocyte", "blast"]}, "label and class"),
         ({"samples": {"train": {"blast": 7, "lymphocyte": 6}, "val": {"blast": 2, "lymphocyte": 2}}}, "part test"),
         ({"splits": {"train": ["train-000007.tar"]}}, "train-000007.tar"),
-        ({"splits": {"train": ["test-000003.tar"], "val": ["val-000002.tar"], "test": ["test-000003.tar"]}}, "split train"),
+        (
+            {"splits": {"train": ["test-000003.tar"], "val": ["val-000002.tar"], "test": ["test-000003.tar"]}},
+            "split train",
+        ),
         ({"splits": {"train": ["train-000000.tar", "train-000001.tar"], "val": ["val-000002.tar"]}}, "split test"),
     ],
 )
