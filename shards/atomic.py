@@ -61,7 +61,7 @@ def check_place(target: Path) -> None:
             if error.errno in DISK_ERRORS and error.errno != errno.EROFS:
                 raise
             said = f"nothing can be written here: {os.strerror(error.errno or 0)}"
-            raise BadInput(said, parent, "choose a folder that you may write to, and a short name") from error
+            raise BadInput(said, parent, "choose another folder or a shorter name") from error
 
 
 def _sync_file_range() -> Callable[..., object] | None:
