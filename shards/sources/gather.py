@@ -19,7 +19,7 @@ from shards.images import IMAGE_SUFFIXES
 from shards.sources.archive import encoder, unpack
 from shards.sources.defined import list_defined, warn_of_counts
 from shards.sources.fixed import is_table, mark
-from shards.sources.folder import list_classes
+from shards.sources.folder import MOST_NAMED, list_classes
 from shards.sources.items import as_text
 from shards.sources.listing import Items, Listing, check_classes
 from shards.sources.origin import with_origins
@@ -100,7 +100,9 @@ def gathered(request: Request) -> Iterator[Listing]:
                 say(f"{definition.name}: {note}")
         if request.labels:
             listing = _relabelled(listing, Path(request.labels))
-        _warn_of_twins(listing.items)
+        _warn_of_twins(listing.items, "label", "classes though their names look alike: --labels makes them one")
+        _warn_of_twins(listing.items, "group", "patients or slides though their names look alike: are they one?")
+        _check_groups(listing.items, request, definition)
         if not request.one_class:
             check_classes(listing.items, request.where)
         give_back()  # columns of the listings that this one was made from
@@ -186,15 +188,36 @@ def _inside(folder: Path) -> list[Path]:
         return []
 
 
-def _warn_of_twins(items: Items) -> None:
-    """Say which classes have names that look alike to a person: a slip of the keyboard makes a class of its own."""
+def _check_groups(items: Items, request: Request, definition: Definition | None) -> None:
+    """Say which images have no patient though patients were asked for: they may end in any part of a split.
+
+    Raises:
+        BadInput: --group-pattern finds a group in no path.
+    """
+    asked = request.group_pattern or request.group_column or (definition.groups if definition else ())
+    without = [source for source, group in zip(items.each("source"), items.each("group"), strict=True) if not group]
+    if not asked or not without:
+        return
+    if len(without) == len(items) and request.group_pattern and not request.table:
+        raise BadInput(
+            f"the pattern {request.group_pattern!r} finds a group in no path, such as {without[0]}",
+            "--group-pattern",
+            "mend it: it is searched in paths below the folder, and its first (...) is the group",
+        )
+    warn(f"{len(without):,} of {len(items):,} images have no group, first {without[0]}: each stands alone in the split")
+
+
+def _warn_of_twins(items: Items, column: str, said: str) -> None:
+    """Say which names look alike to a person: a slip of the keyboard makes a class, or a patient, of its own."""
     alike: dict[str, list[str]] = {}
-    for label in items.distinct("label"):
-        plain = unicodedata.normalize("NFKC", label).casefold().replace("_", " ")
-        alike.setdefault(" ".join(plain.split()), []).append(label)
-    for names in (names for names in alike.values() if len(names) > 1):
-        said = " and ".join(map(ascii, names))
-        warn(f"{said} are {len(names)} classes though their names look alike: --labels makes them one")
+    for name in items.distinct(column):
+        plain = unicodedata.normalize("NFKC", name).casefold().replace("_", " ")
+        alike.setdefault(" ".join(plain.split()), []).append(name)
+    twins = [names for names in alike.values() if len(names) > 1]
+    for names in twins[:MOST_NAMED]:
+        warn(f"{' and '.join(map(ascii, names))} are {len(names)} {said}")
+    if len(twins) > MOST_NAMED:
+        warn(f"so it is with {len(twins) - MOST_NAMED:,} more names")
 
 
 def _relabelled(listing: Listing, path: Path) -> Listing:

@@ -21,6 +21,7 @@ from shards.scan import ScanOptions, scan
 from shards.sources import Item, Items, list_folder, list_table
 from shards.sources.listing import class_names
 from shards.sources.table import read_table
+from shards.synth import SynthOptions, synthesise
 from tests.shards.packing import ONE, fill, noise, plain, rejects
 
 NAMES = list(plain(4))
@@ -113,6 +114,18 @@ def test_classes_whose_names_look_alike_are_said(tmp_path: Path, capsys: pytest.
     assert "'Early' and 'early ' are 2 classes" in said[0]
 
 
+def test_patients_that_are_asked_for_and_not_found_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [f"{name}/P{k}_{i}.png" for name in "ab" for k in range(6) for i in range(2)]
+    files = {name: noise(i) for i, name in enumerate(names)}
+    folder = fill(tmp_path / "in", files | {"a/other.png": noise(70), "a/p1_9.png": noise(71)})
+    with pytest.raises(BadInput, match=r"finds a group in no path, such as a/P0_0.png .--group-pattern"):
+        pack(folder, tmp_path / "set", replace(ONE, group_pattern=r"patient(\d+)"))
+    pack(folder, tmp_path / "set", replace(ONE, group_pattern=r"([Pp]\d+)_", split="50/25/25"))
+    said = capsys.readouterr().err
+    assert "1 of 26 images have no group, first a/other.png" in said
+    assert "'P1' and 'p1' are 2 patients or slides though their names look alike" in said
+
+
 def test_numbers_are_classes_in_their_order() -> None:
     def order(*names: str) -> list[str]:
         return class_names(Items.of(Item(Path(name), name, name, "") for name in names))
@@ -132,18 +145,22 @@ def packing(source: Path, target: Path) -> None:
     pack(source, target, ONE)
 
 
+def drawing(_: Path, target: Path) -> None:
+    synthesise(target, SynthOptions(images=24))
+
+
 def scanning(source: Path, target: Path) -> None:
     scan(source, target, ScanOptions(workers=1))
 
 
-@pytest.mark.parametrize("verb", [packing, scanning])
+@pytest.mark.parametrize("verb", [packing, scanning, drawing])
 @pytest.mark.parametrize("target", [".", "/", "/proc/set", "plain/set", "n" * 250])
 def test_where_nothing_can_be_made_is_told_before_any_work(
     tmp_path: Path, verb: Callable[[Path, Path], None], target: str
 ) -> None:
     (tmp_path / "plain").touch()
     place = Path(target) if target == "." or target.startswith("/") else tmp_path / target
-    with pytest.raises(BadInput, match=r"no name for a new folder|nothing can be written|exists already"):
+    with pytest.raises(BadInput, match=r"no name for a new folder|nothing can be written|exists"):
         verb(tmp_path / "no images", place)
     assert os.listdir(tmp_path) == ["plain"]
 
