@@ -107,6 +107,8 @@ def _prepared(source: Path, target: Path, options: PackOptions, work: Work) -> I
         if unknown:
             fix = nearest(unknown[0], info.classes) or f"its classes are {', '.join(info.classes)}; --labels maps names"
             raise BadInput(f"the set has no class {unknown[0]!r}", source, fix)
+        if options.decisions:
+            read_decisions(Path(options.decisions), set(listing.items.each("source")))
         say(f"{len(listing.items):,} images below {', '.join([str(source), *options.also])}, {info.total:,} in the set")
         chunks = cut(work.folder, listing.items, options.treatment)
         identity = identified(source, options, chunks)
