@@ -166,6 +166,26 @@ def test_patients_of_the_set_stay_in_their_part_and_nothing_links_two(tmp_path: 
     assert verify(target)["ok"]
 
 
+def test_the_patients_of_the_set_are_found_in_new_images_too(tmp_path: Path) -> None:
+    def files(first: int) -> dict[str, bytes]:
+        return {f"{'ab'[k % 2]}/{first}_p{k}.png": noise(first + k) for k in range(20)}
+
+    target = tmp_path / "set"
+    pack(fill(tmp_path / "old", files(100)), target, replace(ONE, group_pattern=PATIENT))
+    append(fill(tmp_path / "new", files(300)), target, ONE)
+    parts = {(row["group"], row["split"]) for row in rows(target)}
+    assert len(rows(target)) == 40
+    assert len(parts) == 20
+    with pytest.raises(BadInput, match=r"finds a group in no path, such as a/new0.png"):
+        append(fill(tmp_path / "nameless", fresh(1)), target, ONE)
+    lines = ["path,label,patient", *(f"{name},{name[0]},{name.split('_')[1]}" for name in files(100))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    pack(tmp_path / "old", tmp_path / "other", replace(ONE, table=str(tmp_path / "t.csv")))
+    with pytest.raises(BadInput, match=r"has patients or slides \(such as .*none of the new images names one"):
+        append(tmp_path / "nameless", tmp_path / "other", ONE)
+    assert append(tmp_path / "nameless", tmp_path / "other", replace(ONE, group_pattern=".+"))["packed"] == 22
+
+
 @pytest.mark.parametrize("beside", [{}, {"folds": 4}], ids=str)
 def test_nothing_joins_a_fixed_test_set(tmp_path: Path, beside: dict[str, Any]) -> None:
     target, fixed = (
