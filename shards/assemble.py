@@ -25,6 +25,7 @@ from shards.heap import give_back
 from shards.report import write_set_report
 from shards.samples import Samples
 from shards.sources import as_text
+from shards.sources.listing import class_names
 from shards.treat import parameters
 from shards.ways import split_record, way_of
 from shards.work import Work
@@ -52,7 +53,7 @@ def _written(packing: Packing, work: Work) -> DatasetInfo:
     dropped = read_decisions(Path(options.decisions), set(items.each("source"))) if options.decisions else {}
     cleaned = clean(items, load(packing.chunks, items), options.near, dropped, packing.workers)
     give_back()
-    classes = items.distinct("label")
+    classes = class_names(items)
     _check_classes_left(classes, cleaned, packing.source)
     write = partial(_shards, packing, work, classes)
     with disk_errors(work.target), Ahead(write) as ahead:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from shards.atomic import check_place, existing_parent
 from shards.chunks import Chunk, cut, examination, examine_chunk, is_examined, listing_digest
 from shards.console import say
 from shards.decisions import digest, read_decisions
@@ -122,7 +122,7 @@ def request(source: Path, target: Path, options: PackOptions) -> Request:
     """Return what the options ask to list; archives are unpacked beside the set."""
     return options.request(
         source,
-        _existing_parent(target),
+        existing_parent(target),
         keep_splits=options.keep_splits,
         merge_splits=options.merge_splits,
         test_from=options.test_from,
@@ -131,14 +131,6 @@ def request(source: Path, target: Path, options: PackOptions) -> Request:
 
 def _check_target(target: Path) -> None:
     """Check, before hours of work, that the set can be written where it shall lie."""
-    refuse_existing(target)
-    parent = _existing_parent(target)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise BadInput("no set can be written here", parent, "choose a folder that you may write to")
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute().parent
-    while not os.path.lexists(path):
-        path = path.parent
-    return path
+    if target.name:
+        refuse_existing(target)
+    check_place(target)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from shards.console import warn
 from shards.errors import BadInput
-from shards.images import IMAGE_SUFFIXES
+from shards.images import IMAGE_SUFFIXES, OTHER_PICTURES
 from shards.sources.items import Item, name_as_text
 from shards.sources.listing import Items
 
@@ -29,13 +31,20 @@ def files_below(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def images_among(files: Items) -> Items:
-    """Return the files that are called like images."""
-    return files.taken(np.flatnonzero(list(map(_is_image, files.each("source")))))
+    """Return the files that are called like images; warn of pictures in formats that are not read."""
+    suffixes = list(map(_suffix, files.each("source")))
+    others = Counter(suffix for suffix in suffixes if suffix in OTHER_PICTURES)
+    if others:
+        first = files[next(i for i, suffix in enumerate(suffixes) if suffix in OTHER_PICTURES)].source
+        said = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common())
+        warn(f"pictures in formats that are not read are passed over ({said}), first {first}: convert them to PNG")
+    return files.taken(np.flatnonzero([suffix in IMAGE_SUFFIXES for suffix in suffixes]))
 
 
-def _is_image(source: str) -> bool:
-    stem, dot, suffix = source.rpartition("/")[2].rpartition(".")  # a Path for each would take most of a listing's time
-    return stem != "" and (dot + suffix).lower() in IMAGE_SUFFIXES
+def _suffix(source: str) -> str:
+    """Return what the name of a file ends in, as `Path.suffix`, which would take most of a listing's time."""
+    stem, dot, suffix = source.rpartition("/")[2].rpartition(".")
+    return (dot + suffix).lower() if stem and suffix else ""
 
 
 def _walk(folder: Path, below: str, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:

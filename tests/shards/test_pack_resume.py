@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -179,19 +179,6 @@ def test_an_interrupt_is_one_line_and_what_is_done_stays(
     assert left_of(target) == ["set.partial"]
     pack(drawn, target, OPTIONS)
     assert hashes(target) == undisturbed
-
-
-def test_an_interrupt_while_the_program_loads_is_one_line(drawn: Path, tmp_path: Path) -> None:
-    def helpers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-        with suppress(psutil.Error):
-            return [p for p in psutil.Process(process.pid).children() if "forkserver" in " ".join(p.cmdline())]
-        return []
-
-    with started("pack", drawn, tmp_path / "set", "--workers", 2, log=tmp_path / "log") as process:
-        wait(lambda: helpers(process) or process.poll() is not None)
-        os.killpg(process.pid, signal.SIGINT)  # the server of the workers gets it too, in the middle of its imports
-        process.wait(60)
-    assert (tmp_path / "log").read_text() == "bloodcell: interrupted\n"
 
 
 def begun(images: Path, target: Path, options: PackOptions) -> None:
