@@ -26,5 +26,5 @@ def shrunk(pixels: np.ndarray, side: int) -> np.ndarray:
     tall, wide = smaller(np.asarray(height), np.asarray(width), side)
     if (tall, wide) == (height, width):
         return pixels
-    done: np.ndarray = scaled(torch.from_numpy(np.require(pixels, requirements="W")), int(tall), int(wide)).numpy()
+    done: np.ndarray = scaled(torch.from_numpy(pixels), int(tall), int(wide)).numpy()
     return done
