@@ -17,12 +17,12 @@ from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
-from bloodcell.data.resident import DeviceCache, HostCache
+from bloodcell.data.resident import Cache
 from bloodcell.data.sampling import dealt, describe
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
-from bloodcell.engine.batches import describe_reader, make_order, make_reading
-from bloodcell.engine.caching import open_cache
+from bloodcell.engine.batches import check_side, describe_decoding, describe_reader, make_order, make_reading
+from bloodcell.engine.caching import for_evaluation, open_cache
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
@@ -69,7 +69,7 @@ class Job:
     checkpoints: Checkpoints
     tracker: Tracker
     lead: Lead
-    cache: HostCache | DeviceCache | None
+    cache: Cache | None
     phases: Phases = field(default_factory=Phases)
     stall_seconds: float = 0.0
     """How long training waited for the last checkpoint."""
@@ -168,6 +168,7 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     check_views(config)
     check_optimizer(config.optim.name)
     check_strategy(config)
+    check_side(config)
     if config.data.on_error == "skip" and not config.data.check:
         raise BadInput("samples cannot be left out unless they are checked", "data.on_error", "set data.check to true")
     Freezing(outline, config.model)
@@ -275,9 +276,10 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
     if ranks.first:
         say(describe_backend(view.backend, view.policy, device.type, config.data.threads))
     cache = open_cache(config, shards, ranks, device)
+    if ranks.first and (line := describe_decoding(config, cache)):
+        say(line)
     inference = make_inference(config, run.path.name, shards, view, device, ranks)
-    if isinstance(cache, HostCache):  # its pixels are those of an evaluation afterwards
-        inference = replace(inference, reading=replace(inference.reading, cache=cache))
+    inference = replace(inference, reading=replace(inference.reading, cache=for_evaluation(cache, device)))
     return Job(
         config=config,
         run=run,
