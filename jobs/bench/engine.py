@@ -38,6 +38,9 @@ class Sizes:
     steps: int = 5
     strategies: tuple[str, ...] = STRATEGIES
     megabytes: int = 64
+    device: str = "cpu"
+    buckets: tuple[float, ...] = ()
+    """Sizes of DDP's buckets, MiB, that are timed instead of strategies."""
 
 
 QUICK = Sizes("cnn5", 32, 8, 2, 2, 2, ("ddp", "zero2"), 1)
@@ -89,6 +92,12 @@ def run(sizes: Sizes, command: str) -> Result:
         Fault: the ranks failed; with the last line that they wrote.
     """
     from jobs.bench.stall import stall_rows
+
+    return Result(command, [*rows(steps(sizes)), *stall_rows(sizes.megabytes, sizes.repeats)])
+
+
+def steps(sizes: Sizes) -> dict[str, Any]:
+    """Draw images and let the ranks take turns; return what they measured, as `rows` takes it. Raises as `run` does."""
     from shards.pack import PackOptions, pack
     from shards.synth import SynthOptions, synthesise
 
@@ -100,8 +109,7 @@ def run(sizes: Sizes, command: str) -> Result:
         synthesise(place / "images", SynthOptions(images=2 * images, size=sizes.size, patients=16), 2)
         options = PackOptions(split="50/50/0", table=str(place / "images" / "truth.csv"), group_column="patient")
         pack(place / "images", place / "set", options)
-        found = _measure(place, sizes)
-    return Result(command, [*rows(found), *stall_rows(sizes.megabytes, sizes.repeats)])
+        return _measure(place, sizes)
 
 
 def _measure(place: Path, sizes: Sizes) -> dict[str, Any]:

@@ -64,15 +64,22 @@ class Result:
     rows: list[Row]
     machine: dict[str, Any] = field(default_factory=lambda: machine())
     versions: dict[str, str] = field(default_factory=lambda: versions())
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know: what was left out, and why."""
+    problems: list[str] = field(default_factory=list)
+    """What failed; the exit code is 1 then."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return {machine, versions, command, rows}, ready for json.dumps."""
-        return {
+        """Return {machine, versions, command, rows}, and notes and problems if there are any, for json.dumps."""
+        found: dict[str, Any] = {
             "machine": self.machine,
             "versions": self.versions,
             "command": self.command,
             "rows": [asdict(row) for row in self.rows],
         }
+        if self.notes:
+            found["notes"] = self.notes
+        return {**found, "problems": self.problems, "exit": 1} if self.problems else found
 
 
 def measured(
@@ -164,7 +171,9 @@ def lines(result: Result, width: int | None = None) -> list[str]:
     room = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else TABLE_WIDTH)
     console = Console(file=text, width=room, force_terminal=False, highlight=False)
     console.print(_table(result))
-    return [result.command, *(line.rstrip() for line in text.getvalue().splitlines()), *_place(result)]
+    table = [line.rstrip() for line in text.getvalue().splitlines()]
+    told = [*result.notes, *(f"failed: {problem}" for problem in result.problems)]
+    return [result.command, *table, *told, *_place(result)]
 
 
 def show(result: Result) -> None:

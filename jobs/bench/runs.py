@@ -90,7 +90,7 @@ def run(named: Sequence[Named], split: str = "test", pairs: Sequence[tuple[str, 
     place = _read(named[0].parts[0] / "environment.json")
     machine = {"cpu": place.get("processor"), "cores": place.get("cores"), "system": place.get("system")}
     versions = {"python": place.get("python"), **place.get("versions", {})}
-    return RunsResult(command, rows, {**machine, "device": place.get("device")}, versions, told)
+    return RunsResult(command, rows, {**machine, "device": place.get("device")}, versions, runs=told)
 
 
 def _judged(one: Named, split: str) -> dict[str, Any]:
