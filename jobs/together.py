@@ -26,6 +26,7 @@ from shards.format import read_samples
 VALIDATION = "val"
 MACHINE = {
     *("data.set", "data.fold", "data.threads", "data.backend", "data.cache", "data.cache_share", "train.seed"),
+    *("data.hw_decoder_load", "data.decoder_hints", "data.roi_decode"),
     *("engine.device", "engine.threads", "engine.precision"),
 }
 """Settings in which runs may differ and still be repetitions of one recipe."""

@@ -167,16 +167,16 @@ def settle(
         config = check_same(folder.config(), config, folder.path)
     else:
         config = resolve(wanted, ranks, machine)
+    shown = replace(shards, folder=staged(shards.info) or Path(config.data.set))
     if machine is None and (config.data.cache == "auto" or not folder.exists):
-        choice = choose_cache(config, shards)  # refuses what is asked for and does not fit
+        choice = choose_cache(config, shown)  # refuses what is asked for and does not fit
         if config.data.cache == "auto" and choice.place == "off" and ranks.first:
-            say(f"decoded images are not kept: {choice.why}")
+            say(f"images are not kept: {choice.why}")
         config = override(config, {"data.cache": choice.place})
     config = choose(config, shards, ranks, here=machine is None)
     if machine is None:
         check_window(config, shards, ranks)
-    where = staged(shards.info) or Path(config.data.set)
-    return config, folder, {"config": encode(config), **content}, replace(shards, folder=where)
+    return config, folder, {"config": encode(config), **content}, shown
 
 
 def choose(config: Config, shards: ShardSet, ranks: Ranks, here: bool) -> Config:

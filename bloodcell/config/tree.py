@@ -75,14 +75,31 @@ class DataConfig:
         "every operation of the policy",
         "auto",
     )
-    cache: Literal["auto", "device", "host", "off"] = about(
-        "where decoded images stay after their first use (the pixels are the same): on each GPU, once in the memory of "
-        "each node, or nowhere; auto keeps them if they fit",
+    cache: Literal["auto", "device", "host", "encoded", "off"] = about(
+        "where images stay after their first use (what the network sees is the same): decoded on each GPU (device) or "
+        "once in the memory of each node (host), once on each node as the bytes of their files (encoded), or nowhere; "
+        "auto takes the first of these that fits, encoded only for a set on a network file system",
         "auto",
         runtime=True,
     )
     cache_share: Annotated[float, Meta(gt=0, le=1)] = about(
-        "part of the free memory (of the GPU or the node) that decoded images, or windows, may take", 0.5, runtime=True
+        "part of the free memory (of the GPU or the node) that images, or windows, may take", 0.5, runtime=True
+    )
+    cache_side: Annotated[int, Meta(ge=0, le=4096)] = about(
+        "training images with a larger shorter side are scaled down to it first, cached or not, so that more of them "
+        "fit; 0 leaves them. Validation, test and predict see the images as they are",
+        0,
+    )
+    roi_decode: bool = about(
+        "DALI decodes only what the crop of each image shows (the same but for single levels on a CPU); no use to "
+        "decoded images in memory, with cache_side, or to the CPU backend",
+        False,
+    )
+    hw_decoder_load: Fraction = about(
+        "share of the images that a GPU's JPEG unit decodes, the rest go to its kernels; nothing on a CPU", 0.65
+    )
+    decoder_hints: bool = about(
+        "a GPU's decoder takes memory for the set's largest image at the start; nothing on a CPU", False
     )
     check: bool = about("compare the checksum of every image read with the index", True)
     on_error: Literal["stop", "skip"] = about(

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
-from bloodcell.data.pipeline import Source, View, build
+from bloodcell.data.pipeline import View, build
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
 from bloodcell.data.shardset import Reader, ShardSet, unreadable
+from bloodcell.data.source import Source
 from shards.errors import Fault, Unreadable
 from shards.images import UnusableImageError, decode
 
@@ -41,9 +42,9 @@ class DaliRenderer:
         reading: Reading,
     ) -> None:
         self.shards, self.view, self.device = shards, view, device
-        self._source = Source(shards, requests, view, reading)
-        self.ahead = self._source.ahead
         self._gpu = device.type == "cuda"
+        self._source = Source(shards, requests, view, reading, "gpu" if self._gpu else "cpu")
+        self.ahead = self._source.ahead
         self._pipeline = build(self._source, batch, threads, device.index or 0 if self._gpu else None)
 
     def next(self) -> tuple[torch.Tensor, Request]:

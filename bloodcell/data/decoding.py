@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bloodcell.data.shardset import ShardSet, unreadable
+from bloodcell.data.smaller import shrunk
 from shards.images import UnusableImageError, decode
 
 JPEG = b"\xff\xd8"
@@ -39,10 +40,13 @@ def decoded(data: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(decode(data.tobytes())[0])
 
 
-def pixels_of(shards: ShardSet, sample: int, data: np.ndarray) -> np.ndarray:
-    """Return the pixels of a sample's bytes as `decoded` does; raises Unreadable, which names the sample."""
+def pixels_of(shards: ShardSet, sample: int, data: np.ndarray, side: int = 0) -> np.ndarray:
+    """Return the pixels of a sample's bytes as `decoded` does; raises Unreadable, which names the sample.
+
+    With a `side`, an image whose shorter side is larger is scaled down to it.
+    """
     try:
-        return decoded(data)
+        return shrunk(decoded(data), side)
     except UnusableImageError as problem:
         fix = f"restore the shard (`bloodcell verify {shards.folder}` lists all bad ones), start again"
         raise unreadable(shards, sample, f"it cannot be decoded: {problem}", fix) from problem

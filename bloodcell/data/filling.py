@@ -1,4 +1,4 @@
-"""Fill the memory of a GPU with a set's images before training: decoded by DALI, as the path without a cache does."""
+"""Fill the memory of a GPU with a set's images before training: decoded and scaled down by DALI, as without a cache."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from bloodcell.data.decoder import Decoder, decoded_images
 from bloodcell.data.resident import DeviceCache
 from bloodcell.data.shardset import Reader, ShardSet
 from shards.errors import Unreadable
@@ -17,7 +18,7 @@ from shards.parallel import chunked
 BATCH = 64
 
 
-def fill(cache: DeviceCache, shards: ShardSet, threads: int, check: bool) -> None:
+def fill(cache: DeviceCache, shards: ShardSet, threads: int, check: bool, decoder: Decoder = Decoder()) -> None:  # noqa: B008 - frozen
     """Decode every image of the cache's layout into it.
 
     A sample that cannot be read, and all that come after one that cannot be decoded, are left to be read when they are
@@ -28,17 +29,22 @@ def fill(cache: DeviceCache, shards: ShardSet, threads: int, check: bool) -> Non
         shards: the set.
         threads: that decode.
         check: compare every image with its checksum.
+        decoder: how DALI decodes.
     """
     reader, waiting = Reader(shards, check), []
+    layout = cache.layout
+    sizes = np.stack([layout.heights, layout.widths], axis=1).astype(np.float32)
 
-    def batches() -> Iterator[list[Any]]:
-        for ids in chunked(cache.layout.ids.tolist(), BATCH):
-            found = [(sample, data) for sample in ids if (data := _read(reader, sample)) is not None]
+    def batches() -> Iterator[tuple[list[Any], np.ndarray]]:
+        for places in chunked(list(range(len(layout.ids))), BATCH):
+            read = [(place, _read(reader, int(layout.ids[place]))) for place in places]
+            found = [(place, data) for place, data in read if data is not None]
             if found:
-                waiting.append([sample for sample, _ in found])
-                yield [data for _, data in found]
+                waiting.append([int(layout.ids[place]) for place, _ in found])
+                yield [data for _, data in found], sizes[[place for place, _ in found]]
 
-    pipeline = _decoder(batches(), threads, cache.device.index or 0)
+    told = decoder.told("gpu", shards.largest if decoder.hints else (0, 0))
+    pipeline = _pipeline(batches(), threads, cache.device.index or 0, told, bool(layout.scaled.any()))
     try:
         while True:
             (images,) = pipeline.run()
@@ -59,13 +65,13 @@ def _read(reader: Reader, sample: int) -> np.ndarray | None:
         return None
 
 
-def _decoder(batches: Iterator[list[Any]], threads: int, device: int) -> Any:
-    from nvidia.dali import fn, pipeline_def, types
+def _pipeline(batches: Iterator[Any], threads: int, device: int, told: dict[str, Any], scales: bool) -> Any:
+    from nvidia.dali import fn, pipeline_def
 
     @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=device, prefetch_queue_depth=1)
     def graph() -> Any:
-        encoded = fn.external_source(source=batches, batch=True)
-        return fn.decoders.image(encoded, device="mixed", output_type=types.RGB)
+        encoded, size = fn.external_source(source=batches, batch=True, num_outputs=2)
+        return decoded_images(encoded, told, size=size if scales else None)
 
     pipeline = graph()
     pipeline.build()

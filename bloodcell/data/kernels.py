@@ -64,11 +64,15 @@ def resized(pixels: torch.Tensor, window: np.ndarray, size: int) -> torch.Tensor
     height, width = pixels.shape[:2]
     top, bottom = _whole(float(window[0]), float(window[2]), height)
     left, right = _whole(float(window[1]), float(window[3]), width)
-    part = pixels[top:bottom, left:right]
-    if part.shape[:2] == (size, size):
-        return part.contiguous()
-    planes = part.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
-    done = functional.interpolate(planes, (size, size), mode="bilinear", antialias=True)
+    return scaled(pixels[top:bottom, left:right], size, size)
+
+
+def scaled(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return uint8 [..., ..., 3] as [height, width, 3], with antialiasing where it becomes smaller."""
+    if pixels.shape[:2] == (height, width):
+        return pixels.contiguous()
+    planes = pixels.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    done = functional.interpolate(planes, (height, width), mode="bilinear", antialias=True)
     return done[0].permute(1, 2, 0).contiguous()
 
 

@@ -1,27 +1,17 @@
-"""The DALI graph, one for CPU and GPU: read bytes in our order, decode, crop, augment with drawn numbers, normalise."""
+"""The DALI graph, one for CPU and GPU: decode, crop, augment with drawn numbers, normalise what source.py feeds it."""
 
 from __future__ import annotations
 
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-
 from bloodcell.data.canvas import Canvas
-from bloodcell.data.decoding import pixels_of
-from bloodcell.data.draws import Draws
-from bloodcell.data.operations import Arguments, Crop, Flip, centre_window
-from bloodcell.data.policies import Policy, draw
-from bloodcell.data.readahead import ReadAhead
-from bloodcell.data.reading import Reading
+from bloodcell.data.decoder import decoded_images
+from bloodcell.data.policies import Policy
 from bloodcell.data.render import branches, render
-from bloodcell.data.request import Request
-from bloodcell.data.resident import KEPT, HostCache
-from bloodcell.data.shardset import ShardSet
+from bloodcell.data.source import Source, folded_flip
 
 PREFETCH = 2
 """Batches that DALI works on ahead of the one that is taken."""
@@ -53,106 +43,6 @@ class View:
     backend: str = "dali"
 
 
-class Source:
-    """DALI's callbacks: take the next request with its images and draw its arguments. Keep what is under way.
-
-    An error is kept in `error`, because DALI passes only its text on.
-    """
-
-    def __init__(self, shards: ShardSet, requests: Iterator[Request], view: View, reading: Reading) -> None:
-        self.shards, self.view = shards, view
-        self.ahead = ReadAhead(shards, requests, reading)
-        self.cache = reading.cache
-        self.waiting: deque[Request] = deque()
-        self.error: BaseException | None = None
-        self._half_taken: deque[tuple[str, list[Any]]] = deque()
-
-    def images(self) -> list[Any]:
-        """Return the images of the next request: bytes, or pixels (on the host or the GPU) where they are kept."""
-        return self._part("images")
-
-    def arguments(self) -> list[Any]:
-        """Return [ids, drawn arguments ...] of the next request; StopIteration after the last, as `images`."""
-        return self._part("arguments")
-
-    def _part(self, wanted: str) -> list[Any]:
-        """Return one of the two parts of a request: DALI asks for both, in an order of its own."""
-        if self._half_taken and self._half_taken[0][0] == wanted:
-            return self._half_taken.popleft()[1]
-        try:
-            request, found = self.ahead.take()
-            drawn = self.drawn(request)
-            images = [self._pixels(*one) for one in zip(request.ids.tolist(), found, strict=True)]
-        except StopIteration:
-            raise
-        except BaseException as error:
-            self.error = error
-            raise
-        self.waiting.append(request)
-        views = self.view.views
-        parts = {"images": images * views, "arguments": [np.tile(request.ids, views), *drawn]}
-        other = next(name for name in parts if name != wanted)
-        self._half_taken.append((other, parts[other]))
-        return parts[wanted]
-
-    def _pixels(self, sample: int, found: np.ndarray) -> Any:
-        """Return what the graph is fed with for a sample; without a cache these are its bytes."""
-        if self.cache is None:
-            return found
-        if isinstance(self.cache, HostCache):
-            if found.ndim == 1:
-                found = pixels_of(self.shards, sample, found)
-                self.cache.put(sample, found)
-            return found
-        if found is KEPT:
-            return self.cache.get(sample)
-        return torch.from_numpy(pixels_of(self.shards, sample, found)).to(self.cache.device)
-
-    def drawn(self, request: Request) -> list[np.ndarray]:
-        """Return the window and the operations' arguments of a request, in the order of argument_names()."""
-        rows = self.shards.index[request.ids]
-        height, width = rows["height"].astype(np.int64), rows["width"].astype(np.int64)
-        draws = Draws(self.view.seed, request.epoch, request.ids, request.occurrences)
-        views = self.view.views
-        named = _named(self.view.policy, draw(self.view.policy, draws, height, width, views))
-        window = named.pop("window", None)
-        if window is None:
-            window = np.tile(centre_window(height, width), (views, 1)).astype(np.float32)
-        start, end = window[:, :2].copy(), window[:, 2:].copy()
-        flip = folded_flip(self.view.policy)
-        if flip is not None:
-            mirror = np.stack([named.pop(f"{flip}.vertical"), named.pop(f"{flip}.horizontal")], axis=1).astype(bool)
-            start[mirror], end[mirror] = end[mirror], start[mirror]
-        return [start, end, *named.values()]
-
-
-def _named(policy: Policy, drawn: list[Arguments]) -> dict[str, np.ndarray]:
-    """Give every argument of every operation its own name; a crop's window keeps its plain one."""
-    named = {}
-    for place, (operation, arguments) in enumerate(zip(policy.operations, drawn, strict=True)):
-        for name, value in arguments.items():
-            named["window" if isinstance(operation, Crop) else f"{place}.{name}"] = value
-    return named
-
-
-def folded_flip(policy: Policy) -> int | None:
-    """Return the place of a flip that the resize does for nothing: one right behind the crop, or before anything else.
-
-    The resize mirrors a window whose end lies before its start.
-    """
-    for place, operation in enumerate(policy.operations):
-        if not isinstance(operation, Crop):
-            return place if isinstance(operation, Flip) else None
-    return None
-
-
-def argument_names(policy: Policy) -> list[str]:
-    """Return the names of the arguments that follow the window, in the order in which Source.drawn returns them."""
-    one, flip = np.ones(1, dtype=np.int64), folded_flip(policy)
-    drawn = draw(policy, Draws(0, 0, one, one), one, one)
-    return [name for name in _named(policy, drawn) if name != "window" and name.split(".")[0] != str(flip)]
-
-
 def build(source: Source, batch: int, threads: int, device_id: int | None) -> Any:
     """Build the pipeline around a source; its outputs are (images, ids).
 
@@ -162,7 +52,7 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
     from nvidia.dali import fn, pipeline_def
 
     view = source.view
-    names, flip = argument_names(view.policy), folded_flip(view.policy)
+    names, flip = source.names, folded_flip(view.policy)
     device = "cpu" if device_id is None else "gpu"
 
     canvas = Canvas(view.size, device)
@@ -177,17 +67,14 @@ def build(source: Source, batch: int, threads: int, device_id: int | None) -> An
         enable_conditionals=conditions,  # without them a graph is built faster
     )
     def graph() -> tuple[Any, Any]:
-        fed = fn.external_source(source=source.arguments, num_outputs=3 + len(names), batch=True)
-        ids, start, end = fed[:3]
-        arguments = {name: fed[3 + place] for place, name in enumerate(names)}
-        images = _images(source, device)
-        images = resized(images, view, start, end)
+        numbers = fn.external_source(source=source.arguments, num_outputs=len(names), batch=True)
+        fed = {name: numbers[place] for place, name in enumerate(names)}
+        images = resized(_images(source, device, fed), view, fed["start"], fed["end"])
         for place, operation in enumerate(view.policy.operations):
             if place != flip:
-                own = {name.split(".", 1)[1]: v for name, v in arguments.items() if name.startswith(f"{place}.")}
+                own = {name.split(".", 1)[1]: v for name, v in fed.items() if name.startswith(f"{place}.")}
                 images = render(images, operation, own, canvas)
-        images = normalised(images, view, device)
-        return images, ids
+        return normalised(images, view, device), fed["ids"]
 
     return built(graph)
 
@@ -222,14 +109,15 @@ def built(graph: Callable[[], Any]) -> Any:
     return pipeline
 
 
-def _images(source: Source, device: str) -> Any:
+def _images(source: Source, device: str, fed: dict[str, Any]) -> Any:
     """Return the node of decoded images on the device, from bytes or from where they are kept."""
-    from nvidia.dali import fn, types
+    from nvidia.dali import fn
 
-    if source.cache is None:
+    if source.feeds == "bytes":
         encoded = fn.external_source(source=source.images, batch=True)
-        return fn.decoders.image(encoded, device="cpu" if device == "cpu" else "mixed", output_type=types.RGB)
-    if isinstance(source.cache, HostCache):
+        told = source.decoder.told(device, source.shards.largest if source.decoder.hints else (0, 0))
+        return decoded_images(encoded, told, fed.get("begin"), fed.get("behind"), fed.get("size"))
+    if source.feeds == "pixels":
         images = fn.external_source(source=source.images, batch=True, layout="HWC")
         return images.gpu() if device == "gpu" else images
     # The pixels of the cache do not change any more, so the graph may read them where they lie.

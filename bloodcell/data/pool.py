@@ -72,6 +72,7 @@ class PoolRenderer:
     ) -> None:
         self.shards, self.view = shards, view
         self._cache = reading.cache if isinstance(reading.cache, HostCache) else None
+        self._side = reading.side
         self.ahead = ReadAhead(shards, requests, reading)
         self._buffers = Buffers()
         self._flight: deque[tuple[Task, list[Future[None]]]] = deque()
@@ -131,7 +132,7 @@ class PoolRenderer:
         sample, data = int(task.request.ids[row]), task.found[row]
         if data.ndim == 3:
             return data
-        pixels = pixels_of(self.shards, sample, data)
+        pixels = pixels_of(self.shards, sample, data, self._side)
         if self._cache is not None:
             self._cache.put(sample, pixels)
         return pixels

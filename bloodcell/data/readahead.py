@@ -1,6 +1,6 @@
 """A thread that reads the bytes of coming batches, so that a sample that cannot be read is known before its step.
 
-Encoded bytes are held, a few hundred kilobytes a micro-batch; of images that the cache has, a view of their pixels.
+Encoded bytes are held, a few hundred kilobytes a micro-batch; of images that a cache has, a view of what it keeps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from bloodcell.data.leaving_out import stand_in
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
-from bloodcell.data.resident import KEPT, HostCache
+from bloodcell.data.resident import KEPT, DeviceCache, EncodedCache
 from bloodcell.data.shardset import Reader, ShardSet, unreadable
 from bloodcell.data.windows import sequential_reader
 from shards.errors import Fault, Unreadable
@@ -118,11 +118,20 @@ class ReadAhead:
         return not self._closed
 
     def _kept(self, sample: int) -> np.ndarray | None:
-        """Return the pixels of a sample if they are in memory."""
-        cache = self.reading.cache
-        if isinstance(cache, HostCache):
-            return cache.get(sample)
-        return KEPT if cache is not None and cache.has(sample) else None
+        """Return the pixels or the bytes of a sample if they are in memory."""
+        cache, side = self.reading.cache, self.reading.side
+        if isinstance(cache, DeviceCache):
+            return KEPT if cache.has(sample, side) else None
+        return None if cache is None else cache.get(sample, side)
+
+    def _image(self, reader: Reader, sample: int) -> np.ndarray:
+        """Return a sample from memory, or from the file system; then its bytes are kept, if that is wanted."""
+        found = self._kept(sample)
+        if found is None:
+            found = reader.read(sample)
+            if isinstance(self.reading.cache, EncodedCache):
+                self.reading.cache.put(sample, found)
+        return found
 
     def _images(self, reader: Reader, request: Request) -> tuple[Request, list[np.ndarray]]:
         images: dict[int, np.ndarray] = {}
@@ -130,8 +139,7 @@ class ReadAhead:
         for row, sample in enumerate(request.ids.tolist()):
             self._begin(sample)
             try:
-                pixels = self._kept(sample)
-                images[row] = reader.read(sample) if pixels is None else pixels
+                images[row] = self._image(reader, sample)
             except Unreadable as problem:
                 if not self.reading.skip:
                     raise

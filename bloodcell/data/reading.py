@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bloodcell.data.resident import DeviceCache, HostCache
+from bloodcell.data.decoder import Decoder
+from bloodcell.data.resident import Cache
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,17 @@ class Reading:
         skip: leave samples out that cannot be read (leaving_out.py); without it they end the run.
         patience: seconds that reading one sample may take.
         depth: requests that are read ahead of the one that was taken.
-        cache: where decoded images are kept, if they are.
+        cache: where images are kept, if they are.
         reader: plan (each sample by itself), stream or webdataset (windows.py).
+        side: images with a larger shorter side are scaled down to it before anything else; 0 leaves them.
+        decoder: how DALI decodes.
     """
 
     check: bool = True
     skip: bool = False
     patience: float = 60.0
     depth: int = 2
-    cache: HostCache | DeviceCache | None = None
+    cache: Cache | None = None
     reader: str = "plan"
+    side: int = 0
+    decoder: Decoder = Decoder()  # noqa: RUF009 - frozen

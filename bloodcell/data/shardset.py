@@ -93,6 +93,12 @@ class ShardSet:
         """The key of every sample, by id."""
         return self.table(["key"]).column("key").to_pylist()
 
+    @cached_property
+    def largest(self) -> tuple[int, int]:
+        """Height of the tallest and width of the widest image, pixels."""
+        height, width = (int(self.index[name].max(initial=1)) for name in ("height", "width"))
+        return height, width
+
     def shard_of(self, sample: int) -> str:
         """Return the file name of the shard that holds a sample."""
         return self.info.shards[int(self.index["shard"][sample])].file

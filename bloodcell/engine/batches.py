@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bloodcell.config import Config
+from bloodcell.data.decoder import Decoder
 from bloodcell.data.loader import Loader, training_requests
 from bloodcell.data.memory import available_memory
 from bloodcell.data.order import BatchOrder
@@ -71,13 +72,16 @@ def make_reading(config: Config, slots: int = 0, skip: bool = False) -> Reading:
     """Return how samples are read: ahead by what the ranks must know before they enter a step of so many slots."""
     patience = min(config.data.timeout, config.engine.timeout / 2, config.engine.stall / 2)
     depth = LOOK_AHEAD * slots + PREFETCH
-    return Reading(config.data.check, skip, patience, depth, reader=config.data.reader)
+    decoder = Decoder(False, config.data.hw_decoder_load, config.data.decoder_hints)
+    return Reading(config.data.check, skip, patience, depth, reader=config.data.reader, decoder=decoder)
 
 
 def training_batches(job: Job, first: int) -> Stages:
     """Return what gives this rank its micro-batches from the step `first` on, each of its step's size."""
     ranks, plan, data = job.ranks, job.plan, job.config.data
-    reading = replace(make_reading(job.config, plan.slots, data.on_error == "skip"), cache=job.cache)
+    plain = make_reading(job.config, plan.slots, data.on_error == "skip")
+    decoder = replace(plain.decoder, roi=data.roi_decode)
+    reading = replace(plain, cache=job.cache, side=data.cache_side, decoder=decoder)
 
     def stage(size: int, begin: int, end: int) -> Stage:
         requests = training_requests(job.order, ranks.world, ranks.rank, begin, end)

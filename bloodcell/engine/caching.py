@@ -1,34 +1,40 @@
-"""Whether decoded images stay in memory during a run, and where: decided before it starts, the same on all ranks."""
+"""Whether images stay in memory during a run, and where: decided before it starts, the same on all ranks."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
 
 from bloodcell.config import Config
-from bloodcell.data.memory import available_memory
-from bloodcell.data.resident import DeviceCache, HostCache, Layout
+from bloodcell.data.mounts import file_system, network_file_system
+from bloodcell.data.resident import Cache, DeviceCache, EncodedCache, HostCache, SharedCache
 from bloodcell.data.shardset import ShardSet
-from bloodcell.engine.agree import gather_texts, share
+from bloodcell.engine.agree import gather_texts
+from bloodcell.engine.cache_room import at_least, encoded_layout, fitting_side, needs, pixel_layout, room
 from bloodcell.ranks import Ranks
 from shards.console import say, warn
 from shards.errors import BadInput
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
+KINDS = {"device": "decoded images", "host": "decoded images", "encoded": "encoded images"}
+"""What stays in each place."""
 
-HEADERS = 4
-"""The tars of the smallest images are at most so many times as large as their pixels."""
+DEMANDS = ("off", "encoded", "host", "device")
+"""From what takes least."""
+
+Shared = TypeVar("Shared", bound=SharedCache)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Where decoded images stay ("device", "host" or "off"), and why."""
+    """Where images stay ("device", "host", "encoded" or "off"), and why."""
 
     place: str
     why: str
@@ -41,39 +47,56 @@ def choose_cache(config: Config, shards: ShardSet) -> Choice:
         BadInput: the images are too large for the memory that is asked for, or it is not there.
     """
     wanted, cuda = config.data.cache, config.engine.device == "cuda"
-    if wanted == "off" or (wanted == "auto" and config.train.epochs == 1):
-        return Choice("off", "asked for" if wanted == "off" else "one epoch shows every image once")
-    place = wanted if wanted != "auto" else "device" if cuda else "host"
-    if place == "device" and not cuda:
-        raise BadInput("there is no GPU that could keep images", "data.cache", "set it to host, off or auto")
-    room = int(_free(place) * config.data.cache_share)
-    if wanted == "auto" and (least := _encoded(config, shards) // HEADERS) > room:
-        return Choice("off", f"they would take more than {_size(least)} of the {_size(room)} that they may take")
-    needs = HostCache.size(Layout(shards, kept_ids(config, shards)))
-    said = f"{_size(needs)} of the {_size(room)} that they may take"
-    if needs <= room:
-        return Choice(place, said)
+    if wanted == "off":
+        return Choice("off", "asked for")
     if wanted == "auto":
-        return Choice("off", f"they would take {said}")
+        return _automatic(config, shards, ("device", "host") if cuda else ("host",))
+    if wanted == "device" and not cuda:
+        fix = "set it to host, encoded, off or auto"
+        raise BadInput("there is no GPU that could keep images", "data.cache", fix)
+    fits, said = _fits(config, shards, wanted)
+    if fits:
+        return Choice(wanted, said)
     fix = "set data.cache to off or auto, or data.cache_share higher"
-    raise BadInput(f"decoded images would take {said} ({place})", "data.cache", fix)
+    raise BadInput(f"{KINDS[wanted]} would take {said} ({wanted})", "data.cache", fix)
 
 
-def _encoded(config: Config, shards: ShardSet) -> int:
-    """Return the bytes of the tars that a run looks at in every epoch, without a look at their samples."""
-    names = {shards.split_name(name, config.data.fold) for name in ("train", "val")} & set(shards.info.splits)
-    return sum({shard.file: shard.bytes for name in names for shard in shards.info.shards_of(name)}.values())
+def _automatic(config: Config, shards: ShardSet, places: tuple[str, ...]) -> Choice:
+    """Return the first place that fits; bytes of files only where the system does not keep them in memory anyway."""
+    if config.train.epochs == 1:
+        return Choice("off", "one epoch shows every image once")
+    tried: list[str] = []
+    for place in places:
+        fits, said = _fits(config, shards, place)
+        if fits:
+            return Choice(place, "; ".join([said, *tried]))
+        tried.append(f"decoded they would take {said} ({place})")
+    kind = network_file_system(shards.folder)
+    if kind is None:
+        local = file_system(shards.folder)
+        known = f"{local} is a file system of this node" if local else "their file system is not known as a network's"
+        return Choice("off", f"{'; '.join(tried)}; {known}, whose files the system keeps in free memory by itself")
+    fits, said = _fits(config, shards, "encoded")
+    said = f"{said}, instead of being read from {kind} in every epoch" if fits else f"encoded they would take {said}"
+    return Choice("encoded" if fits else "off", "; ".join([said, *tried] if fits else [*tried, said]))
 
 
-def kept_ids(config: Config, shards: ShardSet) -> np.ndarray:
-    """Return the ids of the samples that a run looks at in every epoch, int64 [n], ascending: train and val."""
-    names = [shards.split_name(name, config.data.fold) for name in ("train", "val")]
-    ranges = [shards.ranges(name) for name in names if name in shards.info.splits]
-    return np.unique(np.concatenate([np.arange(first, last) for part in ranges for first, last in part]))
+def _fits(config: Config, shards: ShardSet, place: str) -> tuple[bool, str]:
+    """Return whether the images fit there, and in words what they take of what they may take."""
+    limit = room(place, config.data.cache_share)
+    least = at_least(config, shards, place)
+    taken = least if least > limit else needs(config, shards, place)
+    said = f"{'more than ' * (least > limit)}{_size(taken)} of the {_size(limit)} that they may take"
+    if taken <= limit:
+        return True, said
+    side = None if place == "encoded" else fitting_side(config, shards, place, limit)
+    if side is not None:
+        said += f", with data.cache_side {side[0]} about {_size(side[1])}"
+    return False, said
 
 
-def open_cache(config: Config, shards: ShardSet, ranks: Ranks, device: torch.device) -> HostCache | DeviceCache | None:
-    """Return where this rank keeps decoded images, None if nowhere. Collective.
+def open_cache(config: Config, shards: ShardSet, ranks: Ranks, device: torch.device) -> Cache | None:
+    """Return where this rank keeps images, None if nowhere. Collective.
 
     On a GPU the images are decoded now. What no longer fits (a run that goes on elsewhere) is left away with a warning:
     the pixels are the same.
@@ -84,51 +107,57 @@ def open_cache(config: Config, shards: ShardSet, ranks: Ranks, device: torch.dev
         choice = Choice("off", problem.what)
         if ranks.first:
             warn(f"{problem.what}: this run goes on without keeping them")
-    place, why = share(f"{choice.place}|{choice.why}").split("|", 1)
-    if "off" in gather_texts(choice.place):  # where one rank has no room, none keeps images
-        place = "off"
+    choices = [text.split("|", 1) for text in gather_texts(f"{choice.place}|{choice.why}")]
+    place, why = min(choices, key=lambda found: DEMANDS.index(found[0]))  # what every rank has room for
     if place == "off":
         return None
     if ranks.first:
-        say(f"decoded images stay in memory ({place}): {why}")
-    layout = Layout(shards, kept_ids(config, shards))
+        say(f"{KINDS[place]} stay in memory ({place}): {why}")
+    if place == "encoded":
+        encoded = encoded_layout(config, shards)
+        return _shared(lambda descriptor: EncodedCache(encoded, descriptor))
+    layout = pixel_layout(config, shards, place)
     if place == "host":
-        return _shared(layout)
+        return _shared(lambda descriptor: HostCache(layout, descriptor))
     from bloodcell.data.filling import fill
+    from bloodcell.engine.batches import make_reading
 
     cache = DeviceCache(layout, device)
-    fill(cache, shards, config.data.threads, config.data.check)
+    fill(cache, shards, config.data.threads, config.data.check, make_reading(config).decoder)
     return cache
 
 
-def _shared(layout: Layout) -> HostCache | None:
-    """Return the cache of this node: the first of its ranks makes it, the others open it. Collective."""
+def for_evaluation(cache: Cache | None, device: torch.device) -> Cache | None:
+    """Return the cache where it gives an evaluation in training the pixels of one afterwards, else None.
+
+    Bytes do; decoded images on the host do where an evaluation decodes on a CPU (the GPU's decoder differs in levels).
+    """
+    kept = isinstance(cache, EncodedCache) or (isinstance(cache, HostCache) and device.type == "cpu")
+    return cache if kept else None
+
+
+def _shared(opened: Callable[[int], Shared]) -> Shared | None:
+    """Return the cache of this node: the first of its ranks makes its memory, all open it. Collective."""
     node = f"{platform.node()}/{BOOT.read_text(encoding='ascii').strip() if BOOT.exists() else ''}"
     rank, nodes = _rank(), gather_texts(node)
     leader = nodes.index(node)
-    own = HostCache.create() if leader == rank else -1
+    own = SharedCache.create() if leader == rank else -1
     offered = gather_texts(f"/proc/{os.getpid()}/fd/{own}")[leader]
     problem = ""
     try:
-        descriptor = own if leader == rank else os.open(offered, os.O_RDWR)
-        cache = HostCache(layout, descriptor)
+        cache = opened(own if leader == rank else os.open(offered, os.O_RDWR))
     except OSError as error:
         problem = str(error)
     problems = list(filter(None, gather_texts(problem)))
     if problems:
         if rank == 0:
-            warn(f"decoded images are not kept: a rank cannot share the memory of its node ({problems[0]})")
+            warn(f"images are not kept: a rank cannot share the memory of its node ({problems[0]})")
         return None
     return cache
 
 
 def _rank() -> int:
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def _free(place: str) -> int:
-    """Return the bytes of memory that are free, on the GPU of this rank or on this node."""
-    return torch.cuda.mem_get_info()[0] if place == "device" else available_memory()
 
 
 def _size(size: int) -> str:

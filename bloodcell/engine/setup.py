@@ -17,12 +17,12 @@ from bloodcell.data.mixing import Mixing
 from bloodcell.data.order import BatchOrder, SamplingPlan
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES, find_policy
-from bloodcell.data.resident import DeviceCache, HostCache
+from bloodcell.data.resident import Cache
 from bloodcell.data.sampling import dealt, describe
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
 from bloodcell.engine.batches import describe_reader, make_order, make_reading
-from bloodcell.engine.caching import open_cache
+from bloodcell.engine.caching import for_evaluation, open_cache
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
 from bloodcell.engine.inference import Inference
@@ -69,7 +69,7 @@ class Job:
     checkpoints: Checkpoints
     tracker: Tracker
     lead: Lead
-    cache: HostCache | DeviceCache | None
+    cache: Cache | None
     phases: Phases = field(default_factory=Phases)
     stall_seconds: float = 0.0
     """How long training waited for the last checkpoint."""
@@ -276,8 +276,7 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
         say(describe_backend(view.backend, view.policy, device.type, config.data.threads))
     cache = open_cache(config, shards, ranks, device)
     inference = make_inference(config, run.path.name, shards, view, device, ranks)
-    if isinstance(cache, HostCache):  # its pixels are those of an evaluation afterwards
-        inference = replace(inference, reading=replace(inference.reading, cache=cache))
+    inference = replace(inference, reading=replace(inference.reading, cache=for_evaluation(cache, device)))
     return Job(
         config=config,
         run=run,

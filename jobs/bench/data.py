@@ -144,8 +144,9 @@ def kept(shards: ShardSet, threads: int) -> HostCache:
     import numpy as np
 
     from bloodcell.data.decoding import pixels_of
+    from bloodcell.data.layout import Layout
     from bloodcell.data.order import nth_ids
-    from bloodcell.data.resident import HostCache, Layout
+    from bloodcell.data.resident import HostCache
     from bloodcell.data.shardset import Reader
 
     name = training_split(shards)

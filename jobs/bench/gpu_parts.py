@@ -218,8 +218,9 @@ def filled(how: How) -> DeviceCache:
     import numpy as np
 
     from bloodcell.data.filling import fill
+    from bloodcell.data.layout import Layout
     from bloodcell.data.order import nth_ids
-    from bloodcell.data.resident import DeviceCache, Layout
+    from bloodcell.data.resident import DeviceCache
     from jobs.bench.data import training_split
 
     name = training_split(how.shards)

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from bloodcell.data.layout import Layout
 from bloodcell.data.loader import Batch, Loader, training_requests
 from bloodcell.data.memory import available_memory
 from bloodcell.data.order import BatchOrder, NaturalPlan
 from bloodcell.data.pipeline import View
 from bloodcell.data.policies import POLICIES
 from bloodcell.data.reading import Reading
-from bloodcell.data.resident import HostCache, Layout
+from bloodcell.data.resident import HostCache
 from bloodcell.data.shardset import Reader, ShardSet
 from shards.errors import Unreadable
 from shards.images import decode
@@ -75,7 +76,8 @@ def test_another_process_sees_what_this_one_decoded(small_set: Path) -> None:
     cache.put(sample, pixels)
     code = (
         "import os, sys; from pathlib import Path; import numpy as np\n"
-        "from bloodcell.data.resident import HostCache, Layout; from bloodcell.data.shardset import ShardSet\n"
+        "from bloodcell.data.layout import Layout; from bloodcell.data.resident import HostCache\n"
+        "from bloodcell.data.shardset import ShardSet\n"
         f"shards = ShardSet.open(Path({str(small_set)!r}))\n"
         "layout = Layout(shards, np.arange(*shards.ranges('train')[0]))\n"
         f"cache = HostCache(layout, os.open('/proc/{os.getpid()}/fd/{cache.descriptor}', os.O_RDWR))\n"

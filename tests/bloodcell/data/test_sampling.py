@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from bloodcell.config import Config, DataConfig, decode, encode, parse_flags, read_recipe
 from bloodcell.data.members import Members
 from bloodcell.data.order import BatchOrder, NaturalPlan, count, nth_ids, planned_digest, step_digest
-from bloodcell.data.pipeline import Source, View, build
+from bloodcell.data.pipeline import View, build
 from bloodcell.data.policies import find_policy
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
 from bloodcell.data.sampling import ClassPlan, describe, sampling_plan
 from bloodcell.data.shardset import ShardSet
+from bloodcell.data.source import Source
 from shards.errors import BadInput, Fault
 
 MANY = settings(max_examples=50, deadline=None)

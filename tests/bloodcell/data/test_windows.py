@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from bloodcell.data.layout import Layout
 from bloodcell.data.loader import Batch, Loader, evaluation_requests, training_requests
 from bloodcell.data.order import BatchOrder, EvaluationOrder
 from bloodcell.data.pipeline import View
@@ -21,7 +22,7 @@ from bloodcell.data.policies import POLICIES
 from bloodcell.data.readahead import ReadAhead
 from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
-from bloodcell.data.resident import HostCache, Layout
+from bloodcell.data.resident import HostCache
 from bloodcell.data.runs import GAP, make_runs
 from bloodcell.data.shardset import Reader, ShardSet
 from bloodcell.data.streaming import SEQUENTIAL, StreamPlan

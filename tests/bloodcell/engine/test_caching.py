@@ -10,7 +10,8 @@ import torch
 
 from bloodcell.config import Config, DataConfig, EngineConfig, TrainConfig
 from bloodcell.data.shardset import ShardSet
-from bloodcell.engine.caching import choose_cache, kept_ids
+from bloodcell.engine.cache_room import kept_ids
+from bloodcell.engine.caching import choose_cache
 from bloodcell.runfolder import RunFolder
 from shards.errors import BadInput
 from tests.conftest import bloodcell
@@ -55,7 +56,7 @@ def test_the_choice(small_set: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(config, data=replace(config.data, cache_share=1e-7))
     assert choose_cache(small, shards).place == "off"
     assert "they would take more than" in choose_cache(small, shards).why
-    monkeypatch.setattr("bloodcell.engine.caching.HEADERS", 10**9)
+    monkeypatch.setattr("bloodcell.engine.cache_room.LEAST", {"host": 10**9})
     assert "they would take 1.4 MiB of the" in choose_cache(small, shards).why
     assert choose_cache(replace(config, train=TrainConfig(epochs=1)), shards).place == "off"
     with pytest.raises(BadInput, match="would take"):

@@ -105,8 +105,9 @@ def test_weights_trained_on_the_gpu_are_judged_on_the_cpu(small_set: Path, tmp_p
 def test_images_in_the_memory_of_the_gpu_are_those_of_decoding(small_set: Path) -> None:
     """Tolerance: the JPEG unit and the kernels beside it may round a few levels apart: 2 on average, 99 % within 8."""
     from bloodcell.data.filling import fill
+    from bloodcell.data.layout import Layout
     from bloodcell.data.reading import Reading
-    from bloodcell.data.resident import DeviceCache, HostCache, Layout
+    from bloodcell.data.resident import DeviceCache, HostCache
 
     shards, device = ShardSet.open(small_set), torch.device("cuda", 0)
     layout = Layout(shards, np.arange(*shards.ranges("train")[0]))
