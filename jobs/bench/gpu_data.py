@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -61,16 +61,14 @@ def hardware_loads(how: How) -> list[Row]:
     Raises:
         NotHereError: there is no GPU, or no DALI.
     """
-    from bloodcell.data.reading import Reading
+    from bloodcell.data.decoder import Decoder
 
     if not how.gpu:
         raise NotHereError("there is no GPU")
     if not has_dali():
         raise NotHereError("DALI is not installed")
-    if "hw_decoder_load" not in {known.name for known in fields(Reading)}:
-        raise NotHereError("the loader has no such setting")
     cases: dict[str, Callable[[], float]] = {
-        f"hw_decoder_load {load:g}": partial(ours, how, partial(batches, how, None, hw_decoder_load=load))
+        f"hw_decoder_load {load:g}": partial(ours, how, partial(batches, how, None, decoder=Decoder(hw_load=load)))
         for load in LOADS
     }
     return _compared(how, cases, "hw_decoder_load 0.65")
