@@ -29,6 +29,8 @@ def resolve(config: Config, ranks: Ranks, machine: Machine | None = None) -> Con
     """
     if machine is None:
         device, cores = choose_device(ranks, config.engine.device), cores_per_rank(ranks)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what asks for memory from here on means this rank's own GPU, not the first
     else:
         wanted = machine.device if config.engine.device == "auto" else config.engine.device
         device, cores = torch.device(wanted), machine.cores
