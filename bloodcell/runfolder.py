@@ -155,6 +155,8 @@ def check_same(stored: Config, wanted: Config, where: Path) -> Config:
     longer = changed.pop("train.epochs", None)
     if longer is not None and longer[1] < longer[0]:
         changed["train.epochs"] = longer
+    if not stored.data.micro_batch:
+        changed.pop("data.micro_batch", None)  # submitted: the first start finds it
     changed.pop("data.set", None)  # the set may have moved; its fingerprint is compared instead
     if changed:
         said = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TAKES_CONFIG = True
 RECIPES = Path(__file__).with_name("recipes")
+TRIED = "micro_batch"
+"""Where config.json says what a trial of micro-batches found."""
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -173,30 +175,52 @@ def settle(
         if config.data.cache == "auto" and choice.place == "off" and ranks.first:
             say(f"images are not kept: {choice.why}")
         config = override(config, {"data.cache": choice.place})
-    config = choose(config, shards, ranks, here=machine is None)
+    if folder.exists:
+        content |= {name: value for name, value in folder.stored().items() if name == TRIED}
+    config = choose(config, shown, ranks, content, here=machine is None)
     if machine is None:
         check_window(config, shards, ranks)
     return config, folder, {"config": encode(config), **content}, shown
 
 
-def choose(config: Config, shards: ShardSet, ranks: Ranks, here: bool) -> Config:
-    """Return the config with micro-batch and compiling decided; the former only where the run will be (`here`)."""
+def choose(config: Config, shards: ShardSet, ranks: Ranks, content: dict[str, Any], here: bool) -> Config:
+    """Return the config with micro-batch and compiling decided; the former only where the run will be (`here`).
+
+    The micro-batch is an estimate, which `content` holds until it is tried.
+    """
     from bloodcell.engine.batch_size import choose_micro_batch
     from bloodcell.engine.batches import make_order
+    from bloodcell.engine.cache_room import needs
     from bloodcell.engine.compiling import choose_compile
 
     order = make_order(override(config, {"data.micro_batch": config.data.micro_batch or 1}), shards)
     images = order.steps_per_epoch * order.global_batch
     if not config.data.micro_batch and here:
-        count, why = choose_micro_batch(config, images)
-        if ranks.first:
-            say(f"micro-batches of {count} images: {why}")
-        config = override(config, {"data.micro_batch": count})
+        taken = needs(config, shards, "device") if config.data.cache == "device" else 0
+        estimate = choose_micro_batch(config, images, taken)
+        content[TRIED] = asdict(estimate)
+        config = override(config, {"data.micro_batch": estimate.images})
     if config.engine.compile == "auto":
         compiling = choose_compile(config, images * config.train.epochs, ranks.world)
         if ranks.first:
             say(f"training steps are {'' if compiling.on else 'not '}compiled: {compiling.why}")
         config = override(config, {"engine.compile": "on" if compiling.on else "off"})
+    return config
+
+
+def try_micro_batch(config: Config, content: dict[str, Any], shards: ShardSet, ranks: Ranks) -> Config:
+    """Return the config with the micro-batch that fits by trial, if it is an estimate still. Collective."""
+    from bloodcell.engine.batch_size import Estimate
+
+    estimate = content.get(TRIED)
+    if estimate is None or "tried" in estimate:
+        return config
+    from bloodcell.engine.batches import check_window
+    from bloodcell.engine.trying import find
+
+    config, content[TRIED] = find(config, Estimate(**estimate), len(shards.info.classes), ranks)
+    content["config"] = encode(config)
+    check_window(config, shards, ranks)
     return config
 
 
@@ -244,6 +268,7 @@ def _guarded(
         started(last_words, starting=True)
         with process_group(ranks, torch.device(engine.device), engine.timeout):
             hold(lock, folder, config, status, ranks)
+            config = try_micro_batch(config, content, shards, ranks)
             patience = engine.timeout + 30  # a collective that gives up by itself says more
             attempt = status.values["attempt"]
             with Watchdog(folder.path, ranks, attempt, engine.stall, patience, last_words) as watchdog:
