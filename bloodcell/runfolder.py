@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bloodcell.config import Config, decode, difference, identity
+from bloodcell.config import TORCHS_BUCKET, Config, decode, difference, identity
 from shards.atomic import disk_errors, write_json
 from shards.errors import BadInput
 from shards.parallel import available_cores
@@ -68,6 +68,7 @@ class RunFolder:
         """Return the stored config."""
         stored = self.stored()["config"]
         stored["data"] = {"backend": "dali", **stored.get("data", {})}  # what there was before there was a choice
+        stored["engine"] = {"bucket_mb": TORCHS_BUCKET, **stored.get("engine", {})}
         return decode(stored, self.path / "config.json")
 
     def create(self, content: dict[str, Any]) -> None:

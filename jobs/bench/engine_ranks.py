@@ -46,16 +46,23 @@ def main(place: Path) -> None:
         check(config, shards, ranks)
     set_threads(1)
     with process_group(ranks, choose_device(ranks, sizes.device), 600.0):
-        ddp = _job(configs["ddp"], place, ranks, shards)
+        ddp = _job(configs["ddp"], place / "ddp", ranks, shards)
         batches = _batches(ddp)
         step = _ours(ddp, batches)
         step()
         first = time.time() - psutil.Process().create_time()
-        cases = {BARE: _bare(configs["ddp"], len(shards.info.classes), batches, ddp.device), "ddp": step}
-        for name in sizes.strategies[1:]:
-            cases[name] = _ours(_job(configs[name], place, ranks, shards), batches)
+        if sizes.buckets:
+            cases = {}
+            for size in sizes.buckets:
+                config = override(configs["ddp"], {"engine.bucket_mb": size})
+                job = _job(config, place / f"buckets{size}", ranks, shards)
+                cases[f"buckets of {size} MiB"] = _ours(job, batches)
+        else:
+            cases = {BARE: _bare(configs["ddp"], len(shards.info.classes), batches, ddp.device), "ddp": step}
+            for name in sizes.strategies[1:]:
+                cases[name] = _ours(_job(configs[name], place / name, ranks, shards), batches)
         cpu, wall = _turns(cases, sizes, ddp.device)
-        found = {"step": cpu, "wall": wall, "other": _other(ddp, first)}
+        found = {"step": cpu, "wall": wall, "other": [] if sizes.buckets else _other(ddp, first)}
         if ranks.first:
             (place / "found.json").write_text(json.dumps(found))
 
@@ -77,7 +84,7 @@ def _config(sizes: Sizes, strategy: str, place: Path, ranks: Ranks) -> Config:
 
 
 def _job(config: Config, place: Path, ranks: Ranks, shards: ShardSet) -> Job:
-    run = RunFolder(place / config.engine.strategy)
+    run = RunFolder(place)
     if ranks.first:
         (run.path / "checkpoints").mkdir(parents=True)
     dist.barrier()
