@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 TAKES_CONFIG = True
 RECIPES = Path(__file__).with_name("recipes")
-TRIED = "micro_batch"
-"""Where config.json says what a trial of micro-batches found."""
 
 
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
@@ -147,6 +145,7 @@ def settle(
     from bloodcell.engine.batches import check_window
     from bloodcell.engine.caching import choose_cache
     from bloodcell.engine.resolve import as_stored, resolve
+    from bloodcell.engine.trying import TRIED
     from bloodcell.runfolder import RunFolder, check_same, default_path
     from jobs.stage import staged
 
@@ -192,6 +191,7 @@ def choose(config: Config, shards: ShardSet, ranks: Ranks, content: dict[str, An
     from bloodcell.engine.batches import make_order
     from bloodcell.engine.cache_room import needs
     from bloodcell.engine.compiling import choose_compile
+    from bloodcell.engine.trying import TRIED
 
     order = make_order(override(config, {"data.micro_batch": config.data.micro_batch or 1}), shards)
     images = order.steps_per_epoch * order.global_batch
@@ -205,22 +205,6 @@ def choose(config: Config, shards: ShardSet, ranks: Ranks, content: dict[str, An
         if ranks.first:
             say(f"training steps are {'' if compiling.on else 'not '}compiled: {compiling.why}")
         config = override(config, {"engine.compile": "on" if compiling.on else "off"})
-    return config
-
-
-def try_micro_batch(config: Config, content: dict[str, Any], shards: ShardSet, ranks: Ranks) -> Config:
-    """Return the config with the micro-batch that fits by trial, if it is an estimate still. Collective."""
-    from bloodcell.engine.batch_size import Estimate
-
-    estimate = content.get(TRIED)
-    if estimate is None or "tried" in estimate:
-        return config
-    from bloodcell.engine.batches import check_window
-    from bloodcell.engine.trying import find
-
-    config, content[TRIED] = find(config, Estimate(**estimate), len(shards.info.classes), ranks)
-    content["config"] = encode(config)
-    check_window(config, shards, ranks)
     return config
 
 
@@ -250,6 +234,7 @@ def _guarded(
     from bloodcell.engine.peers import peer_fault
     from bloodcell.engine.preemption import started
     from bloodcell.engine.run import execute, failure
+    from bloodcell.engine.trying import found_micro_batch
     from bloodcell.engine.watchdog import Watchdog
     from bloodcell.ranks import process_group
 
@@ -268,7 +253,7 @@ def _guarded(
         started(last_words, starting=True)
         with process_group(ranks, torch.device(engine.device), engine.timeout):
             hold(lock, folder, config, status, ranks)
-            config = try_micro_batch(config, content, shards, ranks)
+            config = found_micro_batch(config, content, shards, ranks)
             patience = engine.timeout + 30  # a collective that gives up by itself says more
             attempt = status.values["attempt"]
             with Watchdog(folder.path, ranks, attempt, engine.stall, patience, last_words) as watchdog:

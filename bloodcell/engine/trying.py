@@ -21,8 +21,10 @@ from typing import Any
 import torch
 
 from bloodcell.config import Config, decode, encode, override
+from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.agree import on_first_rank, share
 from bloodcell.engine.batch_size import Estimate, proven
+from bloodcell.engine.batches import check_window
 from bloodcell.ranks import Ranks
 from shards.console import say, warn
 from shards.errors import EnvironmentFault
@@ -36,8 +38,26 @@ FULL = ("out of memory", "can't allocate memory", "cannot allocate memory", "all
 """How libraries say that memory was not enough, in small letters."""
 
 
+TRIED = "micro_batch"
+"""Where config.json says what the trials found; without "tried" in it the estimate is not proven yet."""
+
+
 class _LateError(Exception):
     """There is no time for another trial."""
+
+
+def found_micro_batch(config: Config, content: dict[str, Any], shards: ShardSet, ranks: Ranks) -> Config:
+    """Return the config with the micro-batch that fits by trial, where it is an estimate still. Collective.
+
+    `content` is what config.json shall hold; it is brought up to date.
+    """
+    pending = content.get(TRIED)
+    if pending is None or "tried" in pending:
+        return config
+    config, content[TRIED] = find(config, Estimate(**pending), len(shards.info.classes), ranks)
+    content["config"] = encode(config)
+    check_window(config, shards, ranks)
+    return config
 
 
 def find(config: Config, estimate: Estimate, classes: int, ranks: Ranks) -> tuple[Config, dict[str, Any]]:
