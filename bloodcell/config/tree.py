@@ -90,7 +90,8 @@ class DataConfig:
     )
     cache_side: Annotated[int, Meta(ge=0, le=4096)] = about(
         "training images with a larger shorter side are scaled down to it first, cached or not, so that more of them "
-        "fit; 0 leaves them. Validation, test and predict see the images as they are",
+        "fit; 0 leaves them. Blood cells of 360 pixels kept at 256 and shown at 224 differ by 1.2 levels of 255 on "
+        "average. Validation, test and predict see the images as they are",
         0,
     )
     roi_decode: bool = about(

@@ -43,7 +43,7 @@ class DaliRenderer:
     ) -> None:
         self.shards, self.view, self.device = shards, view, device
         self._gpu = device.type == "cuda"
-        self._source = Source(shards, requests, view, reading, "gpu" if self._gpu else "cpu")
+        self._source = Source(shards, requests, view, reading, "gpu" if self._gpu else "cpu", threads)
         self.ahead = self._source.ahead
         self._pipeline = build(self._source, batch, threads, device.index or 0 if self._gpu else None)
         # One for all batches: torch keeps the memory that was freed on a stream for that stream alone.
@@ -70,7 +70,7 @@ class DaliRenderer:
 
     def close(self) -> None:
         """Free the pipeline."""
-        self.ahead.close()
+        self._source.close()
         self._pipeline = None
 
     def _tensor(self, images: Any) -> torch.Tensor:

@@ -37,7 +37,7 @@ def decoded(data: np.ndarray) -> np.ndarray:
             raise UnusableImageError("undecodable", str(error).splitlines()[0]) from error
         pixels: np.ndarray = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
         return pixels
-    return np.ascontiguousarray(decode(data.tobytes())[0])
+    return np.require(decode(data.tobytes())[0], requirements=("C", "W"))  # torch warns of what cannot be written
 
 
 def pixels_of(shards: ShardSet, sample: int, data: np.ndarray, side: int = 0) -> np.ndarray:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,7 @@ from bloodcell.data.reading import Reading
 from bloodcell.data.request import Request
 from bloodcell.data.resident import HostCache
 from bloodcell.data.shardset import ShardSet
+from bloodcell.data.threads import image_threads
 
 CHUNK = 8
 """Samples that a thread takes at once."""
@@ -78,8 +78,7 @@ class PoolRenderer:
         self._flight: deque[tuple[Task, list[Future[None]]]] = deque()
         self._end: Exception | None = None
         self._normalise = Normalise(view)
-        self._pool = ThreadPoolExecutor(threads, "bloodcell-pool", initializer=_alone)
-        _start(self._pool, threads)
+        self._pool = image_threads(threads, "bloodcell-pool")
 
     def next(self) -> tuple[torch.Tensor, Request]:
         """Return the next batch: float32 [n * views, 3, size, size], and its request.
@@ -186,23 +185,3 @@ class Buffers:
         # with it the order in which a network's kernels sum.
         self._all.append(torch.empty(shape).numpy())
         return self._all[-1]
-
-
-def _alone() -> None:
-    """Let torch compute in this thread alone: the pool is parallel over images.
-
-    The first operation of a thread takes over the number that was set last in any thread, here that of the main thread
-    after `_start`. Asking for it now is such a first operation.
-    """
-    torch.set_num_threads(1)
-    torch.get_num_threads()
-
-
-def _start(pool: ThreadPoolExecutor, threads: int) -> None:
-    """Start all threads of the pool now, and leave the number of threads of all others as it is."""
-    before, gate = torch.get_num_threads(), threading.Barrier(threads + 1)
-    started = [pool.submit(gate.wait) for _ in range(threads)]
-    gate.wait()
-    for one in started:
-        one.result()
-    torch.set_num_threads(before)  # what a thread that starts from now on would take over

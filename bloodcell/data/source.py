@@ -20,6 +20,7 @@ from bloodcell.data.request import Request
 from bloodcell.data.resident import KEPT, DeviceCache, HostCache
 from bloodcell.data.shardset import ShardSet
 from bloodcell.data.smaller import smaller
+from bloodcell.data.threads import image_threads
 
 if TYPE_CHECKING:
     from bloodcell.data.pipeline import View
@@ -36,16 +37,24 @@ class Source:
         view: how images become network input.
         reading: how samples are read.
         device: on which the graph works, "cpu" or "gpu".
+        threads: that decode where the graph does not.
     """
 
     def __init__(
-        self, shards: ShardSet, requests: Iterator[Request], view: View, reading: Reading, device: str = "cpu"
+        self,
+        shards: ShardSet,
+        requests: Iterator[Request],
+        view: View,
+        reading: Reading,
+        device: str = "cpu",
+        threads: int = 1,
     ) -> None:
         self.shards, self.view, self.side, self.decoder = shards, view, reading.side, reading.decoder
         self.ahead = ReadAhead(shards, requests, reading)
         self.cache = reading.cache
         self.feeds = _fed(reading, device)
         """What images() returns: "bytes", "pixels" on the host, or pixels on the "device"."""
+        self._pool = None if self.feeds == "bytes" else image_threads(threads, "bloodcell-decoder")
         decodes, crops = self.feeds == "bytes", any(isinstance(step, Crop) for step in view.policy.operations)
         self._scales = decodes and self.side > 0
         self._cuts = decodes and crops and self.decoder.roi and not self._scales
@@ -80,7 +89,7 @@ class Source:
         try:
             request, found = self.ahead.take()
             drawn = self.drawn(request)
-            images = [self._pixels(*one) for one in zip(request.ids.tolist(), found, strict=True)]
+            images = self._images(request, found)
         except StopIteration:
             raise
         except BaseException as error:
@@ -94,9 +103,21 @@ class Source:
         self._half_taken.append((other, parts[other]))
         return parts[wanted]
 
+    def close(self) -> None:
+        """Stop the threads."""
+        self.ahead.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _images(self, request: Request, found: list[np.ndarray]) -> list[Any]:
+        if self._pool is None:
+            return found
+        each = self._pool.map if any(image.ndim == 1 for image in found) else map
+        return list(each(self._pixels, request.ids.tolist(), found))
+
     def _pixels(self, sample: int, found: np.ndarray) -> Any:
-        """Return what the graph is fed with for a sample."""
-        if self.feeds == "bytes" or (self.feeds == "pixels" and found.ndim > 1):
+        """Return the pixels that the graph is fed with for a sample."""
+        if self.feeds == "pixels" and found.ndim > 1:
             return found
         if isinstance(self.cache, DeviceCache):
             if found is KEPT:

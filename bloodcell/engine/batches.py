@@ -9,14 +9,18 @@ from bloodcell.config import Config
 from bloodcell.data.decoder import Decoder
 from bloodcell.data.loader import Loader, training_requests
 from bloodcell.data.memory import available_memory
+from bloodcell.data.operations import Crop
 from bloodcell.data.order import BatchOrder
 from bloodcell.data.pipeline import PREFETCH
+from bloodcell.data.policies import find_policy
 from bloodcell.data.reading import Reading
+from bloodcell.data.resident import Cache, DeviceCache, HostCache
 from bloodcell.data.runs import LONG
 from bloodcell.data.sampling import sampling_plan
 from bloodcell.data.shardset import ShardSet
 from bloodcell.data.stages import Stage, Stages
 from bloodcell.data.streaming import SEQUENTIAL, StreamPlan, check_sampling
+from bloodcell.engine.sizes import parse_sizes
 from bloodcell.ranks import Ranks
 from shards.errors import BadInput
 
@@ -66,6 +70,29 @@ def describe_reader(config: Config, shards: ShardSet, ranks: Ranks) -> str:
     data, held = config.data, held_bytes(config, shards, ranks)
     said = f"reader {data.reader}: windows of {data.window:,} samples, about {held / 2**20:,.0f} MiB held on each rank"
     return said if held else ""
+
+
+def check_side(config: Config) -> None:
+    """Raise BadInput if training images would be scaled down below what the network is shown."""
+    side, largest = config.data.cache_side, max(size for size, _ in parse_sizes(config.train.sizes, config.data.size))
+    if 0 < side < largest:
+        what = f"images of {side} pixels would be enlarged again for an input of {largest}"
+        raise BadInput(what, "data.cache_side", f"give at least {largest}, or 0 to leave images as they are")
+
+
+def describe_decoding(config: Config, cache: Cache | None) -> str:
+    """Return in words what is asked of the decoder and comes to nothing in this run; "" if that is nothing."""
+    data, why = config.data, ""
+    if data.roi_decode:
+        if data.backend == "cpu":
+            why = "the CPU backend decodes whole images"
+        elif data.cache_side:
+            why = "whole images are scaled down (data.cache_side)"
+        elif isinstance(cache, HostCache | DeviceCache):
+            why = "decoded images stay in memory"
+        elif not any(isinstance(step, Crop) for step in find_policy(data.policy).operations):
+            why = "the policy has no crop"
+    return f"data.roi_decode does nothing here: {why}" if why else ""
 
 
 def make_reading(config: Config, slots: int = 0, skip: bool = False) -> Reading:

@@ -21,7 +21,7 @@ from bloodcell.data.resident import Cache
 from bloodcell.data.sampling import dealt, describe
 from bloodcell.data.shardset import ShardSet
 from bloodcell.engine.average import WeightAverage, make_average
-from bloodcell.engine.batches import describe_reader, make_order, make_reading
+from bloodcell.engine.batches import check_side, describe_decoding, describe_reader, make_order, make_reading
 from bloodcell.engine.caching import for_evaluation, open_cache
 from bloodcell.engine.checkpoint import Checkpoints
 from bloodcell.engine.freezing import Freezing
@@ -168,6 +168,7 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     check_views(config)
     check_optimizer(config.optim.name)
     check_strategy(config)
+    check_side(config)
     if config.data.on_error == "skip" and not config.data.check:
         raise BadInput("samples cannot be left out unless they are checked", "data.on_error", "set data.check to true")
     Freezing(outline, config.model)
@@ -275,6 +276,8 @@ def prepare(config: Config, run: RunFolder, status: Status, ranks: Ranks, shards
     if ranks.first:
         say(describe_backend(view.backend, view.policy, device.type, config.data.threads))
     cache = open_cache(config, shards, ranks, device)
+    if ranks.first and (line := describe_decoding(config, cache)):
+        say(line)
     inference = make_inference(config, run.path.name, shards, view, device, ranks)
     inference = replace(inference, reading=replace(inference.reading, cache=for_evaluation(cache, device)))
     return Job(

@@ -16,23 +16,31 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.bench.peers import AREA, BATCH, MEAN, RATIO, STD, image_folder, pipeline_of_users
 from jobs.bench.result import Result, Row, cpu_seconds, interleaved, measured
 from shards.errors import BadInput
 from shards.parallel import available_cores
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bloodcell.data.order import BatchOrder
-    from bloodcell.data.resident import HostCache
+    from bloodcell.data.reading import Reading
+    from bloodcell.data.resident import EncodedCache, HostCache
     from bloodcell.data.shardset import ShardSet
 
-BATCH = 64
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-AREA, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 FOLDER, V2 = "torchvision ImageFolder, PIL", "torchvision v2 decode_image"
 DALI, POOL, KEPT = "bloodcell loader (DALI)", "bloodcell loader (cpu)", "bloodcell loader (cpu), resident, 2nd epoch"
+PART, BYTES = "bloodcell loader (DALI), windows decoded alone", "bloodcell loader (cpu), encoded in memory, 2nd epoch"
+SMALLER = "bloodcell loader (cpu), resident at {} pixels, 2nd epoch"
+USERS = "webdataset, PIL, torchvision"
 STREAM, LIBRARY = "bloodcell loader (cpu), stream", "bloodcell loader (cpu), webdataset"
 WINDOW = 4096
 """Samples in a window of the sequential readers: the default of data.window."""
+BESIDE = {KEPT: (FOLDER, V2), PART: (FOLDER, DALI), BYTES: (FOLDER, POOL)}
+"""What a loader is compared with, if not with ImageFolder alone."""
+WIDER = (8, 7)
+"""The side at which images are kept smaller to the side of the output, as 256 to 224; rounded up to multiples of 32."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="time our loader alone under each of these augmentation policies, by DALI and by the CPU backend",
     )
+    parser.add_argument(
+        "--resident",
+        action="store_true",
+        help="with --policy: images are decoded once, before all else, so that the operations alone are timed",
+    )
 
 
 def run_arguments(parsed: argparse.Namespace) -> Result:
@@ -57,7 +70,10 @@ def run_arguments(parsed: argparse.Namespace) -> Result:
     if parsed.policy:
         from jobs.bench import policies
 
-        return policies.run(parsed.set, parsed.policy, parsed.size, parsed.images, parsed.workers, parsed.repeats)
+        counts = (parsed.size, parsed.images, parsed.workers, parsed.repeats)
+        return policies.run(parsed.set, parsed.policy, *counts, resident=parsed.resident)
+    if parsed.resident:
+        raise BadInput("decoded images are one of the loaders here", "--resident", "leave it out, or give --policy")
     return run(parsed.set, parsed.size, parsed.images, parsed.workers, parsed.repeats)
 
 
@@ -77,15 +93,7 @@ def run(folder: Path, size: int, images: int, workers: int, repeats: int) -> Res
     torch.set_num_threads(1)  # as in a DataLoader's workers: decoding is parallel over images
     with tempfile.TemporaryDirectory() as place:
         extract(shards, Path(place))
-        cases: dict[str, Callable[[], Iterator[Any]]] = {
-            FOLDER: partial(image_folder, Path(place), size, workers, images, decode_v2=False),
-            V2: partial(image_folder, Path(place), size, workers, images, decode_v2=True),
-            DALI: partial(ours, shards, size, workers + 1, images, "dali"),
-            POOL: partial(ours, shards, size, workers + 1, images, "cpu"),
-            STREAM: partial(ours, shards, size, workers + 1, images, "cpu", reader="stream"),
-            LIBRARY: partial(ours, shards, size, workers + 1, images, "cpu", reader="webdataset"),
-            KEPT: partial(ours, shards, size, workers + 1, images, "cpu", kept(shards, workers)),
-        }
+        cases = _cases(shards, Path(place), size, images, workers)
         wall: dict[str, list[float]] = {name: [] for name in cases}
         cpu: dict[str, list[float]] = {name: [] for name in cases}
         timed: dict[str, Callable[[], float]] = {
@@ -95,11 +103,38 @@ def run(folder: Path, size: int, images: int, workers: int, repeats: int) -> Res
     rows = request_rows(shards)
     for title, unit, figures in (("wall", "images/s", wall), ("cpu", "images/CPU-s", cpu)):
         for name in cases:
-            for base in (FOLDER, V2) if name == KEPT else (FOLDER,):
+            for base in BESIDE.get(name, (FOLDER,)):
                 values, against = figures[name][1:], figures[base][1:]
                 rows.append(measured(f"{name}, {title}", values, unit, f"{base}, {title}", against))
     command = f"bloodcell bench data {folder} --size {size} --images {images} --workers {workers} --repeats {repeats}"
     return Result(command, rows)
+
+
+def _cases(
+    shards: ShardSet, place: Path, size: int, images: int, workers: int
+) -> dict[str, Callable[[], Iterator[Any]]]:
+    """Return what is timed, by name; the training images lie as files in `place`."""
+    from bloodcell.data.decoder import Decoder
+    from bloodcell.data.reading import Reading
+
+    loader = partial(ours, shards, size, workers + 1, images)
+    whole, side = kept(shards, workers), -(-size * WIDER[0] // WIDER[1] // 32) * 32
+    cases: dict[str, Callable[[], Iterator[Any]]] = {
+        FOLDER: partial(image_folder, place, size, workers, images, decode_v2=False),
+        V2: partial(image_folder, place, size, workers, images, decode_v2=True),
+        USERS: partial(pipeline_of_users, shards, training_split(shards), size, workers, images),
+        DALI: partial(loader, "dali"),
+        PART: partial(loader, "dali", Reading(decoder=Decoder(roi=True))),
+        POOL: partial(loader, "cpu"),
+        BYTES: partial(loader, "cpu", Reading(cache=kept_bytes(shards))),
+        STREAM: partial(loader, "cpu", Reading(reader="stream")),
+        LIBRARY: partial(loader, "cpu", Reading(reader="webdataset")),
+        KEPT: partial(loader, "cpu", Reading(cache=whole)),
+    }
+    smaller = kept(shards, workers, side)
+    if smaller.layout.bytes < whole.layout.bytes:
+        cases[SMALLER.format(side)] = partial(loader, "cpu", Reading(cache=smaller, side=side))
+    return cases
 
 
 def _time(
@@ -139,24 +174,44 @@ def extract(shards: ShardSet, place: Path, limit: int | None = None) -> int:
     return count
 
 
-def kept(shards: ShardSet, threads: int) -> HostCache:
-    """Return the training images decoded in memory, as they are from the second epoch of a run on."""
-    import numpy as np
+def kept(shards: ShardSet, threads: int, side: int = 0) -> HostCache:
+    """Return the training images decoded in memory, as they are from the second epoch of a run with this side on."""
 
     from bloodcell.data.decoding import pixels_of
     from bloodcell.data.layout import Layout
-    from bloodcell.data.order import nth_ids
     from bloodcell.data.resident import HostCache
     from bloodcell.data.shardset import Reader
 
-    name = training_split(shards)
-    ids = nth_ids(shards.ranges(name), np.arange(shards.info.count(name)))
-    cache, reader = HostCache(Layout(shards, np.sort(ids)), HostCache.create()), Reader(shards)
-    read = [(int(sample), reader.read(int(sample))) for sample in ids]
+    layout, reader = Layout(shards, training_ids(shards), side), Reader(shards)
+    cache = HostCache(layout, HostCache.create())
+    read = [(int(sample), reader.read(int(sample))) for sample in layout.ids]
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda one: cache.put(one[0], pixels_of(shards, *one)), read))
+        list(pool.map(lambda one: cache.put(one[0], pixels_of(shards, one[0], one[1], side)), read))
     reader.close()
     return cache
+
+
+def kept_bytes(shards: ShardSet) -> EncodedCache:
+    """Return the files of the training images in memory."""
+    from bloodcell.data.layout import EncodedLayout
+    from bloodcell.data.resident import EncodedCache
+    from bloodcell.data.shardset import Reader
+
+    cache, reader = EncodedCache(EncodedLayout(shards, training_ids(shards)), EncodedCache.create()), Reader(shards)
+    for sample in cache.layout.ids.tolist():
+        cache.put(sample, reader.read(sample))
+    reader.close()
+    return cache
+
+
+def training_ids(shards: ShardSet) -> np.ndarray:
+    """Return the ids of the training images, int64 [n], ascending."""
+    import numpy as np
+
+    from bloodcell.data.order import nth_ids
+
+    name = training_split(shards)
+    return np.sort(nth_ids(shards.ranges(name), np.arange(shards.info.count(name))))
 
 
 def training_split(shards: ShardSet) -> str:
@@ -194,13 +249,7 @@ def request_rows(shards: ShardSet) -> list[Row]:
 
 
 def ours(
-    shards: ShardSet,
-    size: int,
-    threads: int,
-    images: int,
-    backend: str,
-    cache: HostCache | None = None,
-    reader: str = "plan",
+    shards: ShardSet, size: int, threads: int, images: int, backend: str, how: Reading | None = None
 ) -> Iterator[Any]:
     """Yield image batches of our loader."""
     import torch
@@ -211,33 +260,10 @@ def ours(
     from bloodcell.data.policies import Policy
     from bloodcell.data.reading import Reading
 
-    order, how = order_of(shards, reader), Reading(cache=cache, reader=reader)
+    how = how or Reading()
+    order = order_of(shards, how.reader)
     view = View(size, MEAN, STD, Policy("bench", (Crop(AREA, RATIO), Flip(0.5, 0.0))), 0, backend=backend)
     requests = training_requests(order, 1, 0, 0, images // BATCH)
     with Loader(shards, requests, view, BATCH, threads, torch.device("cpu"), how) as loader:
         for batch in loader:
             yield batch.images
-
-
-def image_folder(place: Path, size: int, workers: int, images: int, decode_v2: bool) -> Iterator[Any]:
-    """Yield image batches of torchvision's ImageFolder and a DataLoader, decoded by PIL or by decode_image."""
-    import torch
-    from torch.utils.data import DataLoader, RandomSampler
-    from torchvision.datasets import ImageFolder
-    from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms import v2
-
-    steps = [
-        v2.RandomResizedCrop(size, scale=AREA, ratio=RATIO, antialias=True),
-        v2.RandomHorizontalFlip(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(MEAN, STD),
-    ]
-    if decode_v2:
-        loader = partial(decode_image, mode=ImageReadMode.RGB)
-        files = ImageFolder(place, v2.Compose(steps), loader=loader)
-    else:
-        files = ImageFolder(place, v2.Compose([*steps[:2], v2.PILToTensor(), *steps[2:]]))
-    sampler = RandomSampler(files, replacement=True, num_samples=images)
-    for batch, _ in DataLoader(files, BATCH, sampler=sampler, num_workers=workers, drop_last=True):
-        yield batch

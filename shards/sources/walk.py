@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from shards.console import warn
 from shards.errors import BadInput
-from shards.images import IMAGE_SUFFIXES
+from shards.images import IMAGE_SUFFIXES, OTHER_PICTURES
 from shards.sources.items import Item, as_text
 from shards.sources.listing import Items
 
@@ -29,10 +31,14 @@ def files_below(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def images_among(files: Items) -> Items:
-    """Return the files that are called like images."""
-    return files.taken(
-        np.flatnonzero([Path(source).suffix.lower() in IMAGE_SUFFIXES for source in files.each("source")])
-    )
+    """Return the files that are called like images; warn of pictures in formats that are not read."""
+    suffixes = [Path(source).suffix.lower() for source in files.each("source")]
+    others = Counter(suffix for suffix in suffixes if suffix in OTHER_PICTURES)
+    if others:
+        first = files[next(i for i, suffix in enumerate(suffixes) if suffix in OTHER_PICTURES)].source
+        said = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common())
+        warn(f"pictures in formats that are not read are passed over ({said}), first {first}: convert them to PNG")
+    return files.taken(np.flatnonzero([suffix in IMAGE_SUFFIXES for suffix in suffixes]))
 
 
 def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:

@@ -83,5 +83,10 @@ def test_policies_can_be_timed(small_set: Path) -> None:
     kinds = [f"{name} ({backend})" for name in ("none", "light") for backend in ("dali", "cpu")]
     assert [row["name"] for row in result["rows"]] == [f"{kind}, {unit}" for unit in ("wall", "cpu") for kind in kinds]
     assert all(row["value"] > 0 for row in result["rows"])
+    kept = verb("bench", "data", small_set, "--policy", "light", "--resident", *flags)
+    assert [row["name"] for row in kept["rows"]] == [
+        f"{kind}, {unit}" for unit in ("wall", "cpu") for kind in kinds[2:]
+    ]
+    assert kept["command"].endswith(" --resident")
     with pytest.raises(BadInput, match="did you mean 'light'"):
         verb("bench", "data", small_set, "--policy", "lihgt", *flags)

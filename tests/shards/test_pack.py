@@ -268,7 +268,7 @@ def test_an_existing_target_is_refused_before_any_work(tmp_path: Path, there: st
 
 def test_a_target_below_a_file_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    with pytest.raises(BadInput, match="no set can be written here"):
+    with pytest.raises(BadInput, match="nothing can be written here: Not a directory"):
         pack(tmp_path / "no images", tmp_path / "plain" / "set", ONE)
 
 
