@@ -15,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.bench.data import AREA, RATIO, extract, image_folder, kept, training_split
+from jobs.bench.data import extract, kept, training_split
 from jobs.bench.gpu_parts import Batches, How, batches, filled, has_dali
+from jobs.bench.peers import AREA, RATIO, image_folder
 from jobs.bench.result import Row, interleaved, measured
 from jobs.bench.resuming import NotHereError
 from shards.parallel import available_cores

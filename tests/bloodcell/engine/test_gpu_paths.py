@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from bloodcell.config import Config, override
-from bloodcell.data.decoder import Decoder
 from bloodcell.data.loader import Loader, training_requests
 from bloodcell.data.order import BatchOrder, NaturalPlan
 from bloodcell.data.pipeline import View
@@ -63,15 +62,6 @@ def test_images_that_the_cache_lacks_live_until_they_are_shown(small_set: Path) 
         stop.set()
         other.join()
     alike(found, shown(shards, Reading()))
-
-
-@pytest.mark.parametrize(
-    "decoder", [Decoder(hw_load=0.0), Decoder(hw_load=0.9), Decoder(roi=True), Decoder(hints=True)]
-)
-def test_settings_of_the_decoder_do_not_change_what_is_shown(small_set: Path, decoder: Decoder) -> None:
-    """Tolerance: the JPEG unit and the kernels beside it may round a few levels apart."""
-    shards = ShardSet.open(small_set)
-    alike(shown(shards, Reading(decoder=decoder)), shown(shards, Reading()))
 
 
 def test_pictures_in_memory_become_the_same_input_as_on_a_cpu() -> None:
