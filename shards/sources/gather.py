@@ -204,7 +204,7 @@ def _check_groups(items: Items, request: Request, definition: Definition | None)
             "--group-pattern",
             "mend it: it is searched in paths below the folder, and its first (...) is the group",
         )
-    warn(f"{len(without):,} of {len(items):,} images have no group, first {without[0]}: each stands alone in the split")
+    warn(f"{len(without):,} of {len(items):,} images have no group, first {without[0]}: only copies are kept together")
 
 
 def _warn_of_twins(items: Items, column: str, said: str) -> None:

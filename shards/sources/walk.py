@@ -15,6 +15,9 @@ from shards.images import IMAGE_SUFFIXES, OTHER_PICTURES
 from shards.sources.items import Item, as_text
 from shards.sources.listing import Items
 
+SYSTEMS_OWN = ("@eaDir", "__MACOSX")
+"""Folders of a network disk's previews and of a Mac's archives; those that begin with a dot are known by that."""
+
 
 def walk(root: Path) -> Items:
     """Return every file below `root`, following links but never in a circle, sorted; they have no class yet.
@@ -31,14 +34,25 @@ def files_below(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def images_among(files: Items) -> Items:
-    """Return the files that are called like images; warn of pictures in formats that are not read."""
+    """Return the files that are called like images; warn of other formats and of a system's own folders."""
     suffixes = [Path(source).suffix.lower() for source in files.each("source")]
+    own = [_is_systems_own(source) for source in files.each("source")]
     others = Counter(suffix for suffix in suffixes if suffix in OTHER_PICTURES)
     if others:
         first = files[next(i for i, suffix in enumerate(suffixes) if suffix in OTHER_PICTURES)].source
         said = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common())
         warn(f"pictures in formats that are not read are passed over ({said}), first {first}: convert them to PNG")
-    return files.taken(np.flatnonzero([suffix in IMAGE_SUFFIXES for suffix in suffixes]))
+    found = [suffix in IMAGE_SUFFIXES for suffix in suffixes]
+    hidden = np.flatnonzero(np.array(found, bool) & np.array(own, bool))
+    if len(hidden):
+        first = files[int(hidden[0])].source
+        warn(f"{len(hidden):,} images in hidden folders are passed over, first {first}: trash, previews, checkpoints")
+    return files.taken(np.flatnonzero(np.array(found, bool) & ~np.array(own, bool)))
+
+
+def _is_systems_own(source: str) -> bool:
+    """Whether a path lies in a folder that no person made: of a trash, of previews, of a notebook's checkpoints."""
+    return any(folder.startswith(".") or folder in SYSTEMS_OWN for folder in source.split("/")[:-1])
 
 
 def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:

@@ -53,7 +53,7 @@ def packed(messy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, 4])
 def test_every_file_is_the_same_with_any_number_of_workers_and_any_listing_order(
     messy: Path, packed: Path, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

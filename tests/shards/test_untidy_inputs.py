@@ -105,6 +105,16 @@ def test_what_would_be_passed_over_is_said(tmp_path: Path, capsys: pytest.Captur
     assert "are no classes: train/c\n" in capsys.readouterr().err
 
 
+def test_trash_and_previews_are_no_images_of_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = (".Trash-1000/files/x.png", "a/@eaDir/000.png/thumb.jpg", "a/.ipynb_checkpoints/000-checkpoint.png")
+    folder = fill(tmp_path / "in", plain(4) | dict.fromkeys(own, noise(0)) | {"a/.hidden.png": noise(60)})
+    listing = list_folder(folder)
+    assert set(listing.items.each("source")) == {*plain(4), "a/.hidden.png"}
+    assert listing.ignored == 3
+    said = "3 images in hidden folders are passed over, first .Trash-1000/files/x.png"
+    assert said in capsys.readouterr().err
+
+
 def test_classes_whose_names_look_alike_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("Early", "early ", "e\u0301osinophil", "\u00e9osinophil", "CD4+", "CD4-")
     folder = fill(tmp_path / "in", {f"{name}/x.png": noise(k) for k, name in enumerate(names)})
