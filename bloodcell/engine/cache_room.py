@@ -29,9 +29,9 @@ def room(place: str, share: float) -> int:
 
 
 def at_least(config: Config, shards: ShardSet, place: str) -> int:
-    """Return bytes that the images take at least, without a look at the samples; 0 where that cannot be told."""
+    """Return bytes that the images take at least, without a look at all samples."""
     if config.data.cache_side and place != "encoded":
-        return 0
+        return _about(config, shards, place, [config.data.cache_side])[0] // 2
     used = _splits(config, shards, ("train", "val"))
     return sum({one.file: one.bytes for name in used for one in shards.info.shards_of(name)}.values()) // LEAST[place]
 
@@ -70,15 +70,18 @@ def fitting_side(config: Config, shards: ShardSet, place: str, limit: int) -> tu
 
     Useful is what is not smaller than the network's input, and a multiple of 32 pixels.
     """
+    height, width, _ = _some_sizes(config, shards, "train")
+    largest = int(np.minimum(height, width).max(initial=0))
+    sides = list(range(largest // STEP * STEP, config.data.size - 1, -STEP))
+    sizes = zip(sides, _about(config, shards, place, sides), strict=True)
+    return next(((side, size) for side, size in sizes if size <= limit), None)
+
+
+def _about(config: Config, shards: ShardSet, place: str, sides: list[int]) -> list[int]:
+    """Return about how many bytes the decoded images take with each of these sides."""
     train = _some_sizes(config, shards, "train")
     fixed = 0 if place == "device" else _pixels(*_some_sizes(config, shards, "val"), 0)
-    height, width, _ = train
-    longest = int(np.minimum(height, width).max(initial=0))
-    for side in range(longest // STEP * STEP, config.data.size - 1, -STEP):
-        size = _pixels(*train, side) + fixed
-        if size <= limit:
-            return side, size
-    return None
+    return [_pixels(*train, side) + fixed for side in sides]
 
 
 def _some_sizes(config: Config, shards: ShardSet, name: str) -> tuple[np.ndarray, np.ndarray, float]:
