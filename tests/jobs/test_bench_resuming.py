@@ -56,12 +56,34 @@ def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None
     result = Result("bench", [], {}, {}, notes=outcome.left_out, problems=outcome.failed)
     assert (result.as_json()["exit"], result.as_json()["problems"]) == (1, outcome.failed)
     assert "failed: one: RuntimeError: CUDA error: out of luck" in lines(result)
+    assert json.loads((tmp_path / "state.json").read_text())["begun"] == ["one", "two"]
     broken.clear()  # a failed part is tried again by the next start, a finished one is not
     again = Outcome()
     assert [row.name for row in resumed(parts, tmp_path / "state.json", {}, again)] == ["mended", "three"]
     assert again.failed == []
     with pytest.raises(NotHereError):
         resumed({"two": lacks}, tmp_path / "other.json", {})
+
+
+def test_what_was_begun_and_not_finished_comes_last(tmp_path: Path) -> None:
+    """A machine that is taken away in a long part must not spend the next lease on that part alone."""
+    done: list[str] = []
+
+    def long() -> list[Row]:
+        if not done:
+            raise KeyboardInterrupt
+        done.append("long")
+        return []
+
+    def short() -> list[Row]:
+        done.append("short")
+        return [Row("short", 1, "s")]
+
+    parts = {"long": long, "short": short}
+    with pytest.raises(KeyboardInterrupt):
+        resumed(parts, tmp_path / "state.json", {}, Outcome())
+    resumed(parts, tmp_path / "state.json", {}, Outcome())
+    assert done == ["short", "long"]
 
 
 def test_without_a_gpu_it_is_one_line(small_set: Path, tmp_path: Path) -> None:
