@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bloodcell.config import Config, decode, difference, identity
+from bloodcell.config import TORCHS_BUCKET, Config, decode, difference, identity
 from shards.atomic import disk_errors, write_json
 from shards.errors import BadInput
 from shards.parallel import available_cores
@@ -68,6 +68,7 @@ class RunFolder:
         """Return the stored config."""
         stored = self.stored()["config"]
         stored["data"] = {"backend": "dali", **stored.get("data", {})}  # what there was before there was a choice
+        stored["engine"] = {"bucket_mb": TORCHS_BUCKET, **stored.get("engine", {})}
         return decode(stored, self.path / "config.json")
 
     def create(self, content: dict[str, Any]) -> None:
@@ -155,6 +156,8 @@ def check_same(stored: Config, wanted: Config, where: Path) -> Config:
     longer = changed.pop("train.epochs", None)
     if longer is not None and longer[1] < longer[0]:
         changed["train.epochs"] = longer
+    if not stored.data.micro_batch:
+        changed.pop("data.micro_batch", None)  # submitted: the first start finds it
     changed.pop("data.set", None)  # the set may have moved; its fingerprint is compared instead
     if changed:
         said = "; ".join(f"{key}: {old!r} there, {new!r} here" for key, (old, new) in changed.items())

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +145,7 @@ def settle(
     from bloodcell.engine.batches import check_window
     from bloodcell.engine.caching import choose_cache
     from bloodcell.engine.resolve import as_stored, resolve
+    from bloodcell.engine.trying import TRIED
     from bloodcell.runfolder import RunFolder, check_same, default_path
     from jobs.stage import staged
 
@@ -173,25 +174,32 @@ def settle(
         if config.data.cache == "auto" and choice.place == "off" and ranks.first:
             say(f"images are not kept: {choice.why}")
         config = override(config, {"data.cache": choice.place})
-    config = choose(config, shards, ranks, here=machine is None)
+    if folder.exists:
+        content |= {name: value for name, value in folder.stored().items() if name == TRIED}
+    config = choose(config, shown, ranks, content, here=machine is None)
     if machine is None:
         check_window(config, shards, ranks)
     return config, folder, {"config": encode(config), **content}, shown
 
 
-def choose(config: Config, shards: ShardSet, ranks: Ranks, here: bool) -> Config:
-    """Return the config with micro-batch and compiling decided; the former only where the run will be (`here`)."""
+def choose(config: Config, shards: ShardSet, ranks: Ranks, content: dict[str, Any], here: bool) -> Config:
+    """Return the config with micro-batch and compiling decided; the former only where the run will be (`here`).
+
+    The micro-batch is an estimate, which `content` holds until it is tried.
+    """
     from bloodcell.engine.batch_size import choose_micro_batch
     from bloodcell.engine.batches import make_order
+    from bloodcell.engine.cache_room import needs
     from bloodcell.engine.compiling import choose_compile
+    from bloodcell.engine.trying import TRIED
 
     order = make_order(override(config, {"data.micro_batch": config.data.micro_batch or 1}), shards)
     images = order.steps_per_epoch * order.global_batch
     if not config.data.micro_batch and here:
-        count, why = choose_micro_batch(config, images)
-        if ranks.first:
-            say(f"micro-batches of {count} images: {why}")
-        config = override(config, {"data.micro_batch": count})
+        taken = needs(config, shards, "device") if config.data.cache == "device" else 0
+        estimate = choose_micro_batch(config, images, taken)
+        content[TRIED] = asdict(estimate)
+        config = override(config, {"data.micro_batch": estimate.images})
     if config.engine.compile == "auto":
         compiling = choose_compile(config, images * config.train.epochs, ranks.world)
         if ranks.first:
@@ -226,6 +234,7 @@ def _guarded(
     from bloodcell.engine.peers import peer_fault
     from bloodcell.engine.preemption import started
     from bloodcell.engine.run import execute, failure
+    from bloodcell.engine.trying import found_micro_batch
     from bloodcell.engine.watchdog import Watchdog
     from bloodcell.ranks import process_group
 
@@ -244,6 +253,7 @@ def _guarded(
         started(last_words, starting=True)
         with process_group(ranks, torch.device(engine.device), engine.timeout):
             hold(lock, folder, config, status, ranks)
+            config = found_micro_batch(config, content, shards, ranks)
             patience = engine.timeout + 30  # a collective that gives up by itself says more
             attempt = status.values["attempt"]
             with Watchdog(folder.path, ranks, attempt, engine.stall, patience, last_words) as watchdog:

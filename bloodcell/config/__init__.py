@@ -1,6 +1,7 @@
 """Everything that decides a run: the tree of fields, and their values from a recipe, from flags, from a run folder."""
 
 from bloodcell.config.tree import (
+    TORCHS_BUCKET,
     Config,
     DataConfig,
     EngineConfig,
@@ -30,6 +31,7 @@ from bloodcell.config.values import (
 __all__ = [
     "MOVED",
     "SWEEP",
+    "TORCHS_BUCKET",
     "Config",
     "DataConfig",
     "EngineConfig",

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
+TORCHS_BUCKET = 25
+"""MiB of engine.bucket_mb that stand for what torch does when it is told nothing: one of 1 MiB, then such ones."""
+
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -57,7 +60,7 @@ class DataConfig:
     )
     micro_batch: Annotated[int, Meta(ge=0)] = about(
         "images that pass through the network at once; 0 is auto: the largest power of two that fits into the GPU (or "
-        "into engine.memory) and leaves an epoch 20 steps, found once",
+        "into engine.memory) and leaves an epoch 20 steps, found once, by trial",
         32,
     )
     reader: Literal["plan", "stream", "webdataset"] = about(
@@ -207,6 +210,9 @@ class EngineConfig:
     )
     memory: Annotated[float, Meta(ge=0)] = about(
         "GiB that each rank may take in training, for data.micro_batch 0; 0 is all of the GPU's", 0.0, runtime=True
+    )
+    bucket_mb: Annotated[int, Meta(ge=0)] = about(
+        "MiB of gradients that ddp sends together; 0 is auto, by the size of the network; 25 is torch's own layout", 0
     )
     cuda_graphs: bool = about("replay compiled steps as CUDA graphs (one image size, GPU only)", False)
     collect_every: Annotated[int, Meta(ge=0)] = about(

@@ -46,6 +46,8 @@ class DaliRenderer:
         self._source = Source(shards, requests, view, reading, "gpu" if self._gpu else "cpu", threads)
         self.ahead = self._source.ahead
         self._pipeline = build(self._source, batch, threads, device.index or 0 if self._gpu else None)
+        # One for all batches: torch keeps the memory that was freed on a stream for that stream alone.
+        self._stream = torch.cuda.Stream(device) if self._gpu else None
 
     def next(self) -> tuple[torch.Tensor, Request]:
         """Return the next batch: float32 [n * views, 3, size, size] on the device, and its request.
@@ -60,7 +62,7 @@ class DaliRenderer:
             raise
         except Exception as error:
             raise self._explained(error) from error
-        request = self._source.waiting.popleft()
+        request = self._source.taken()
         if not np.array_equal(np.asarray(ids.as_tensor()).reshape(-1), np.tile(request.ids, self.view.views)):
             raise Fault("DALI delivered a batch out of order", "loader", "report this with the run's configuration")
         tensor = self._tensor(images)
@@ -73,14 +75,13 @@ class DaliRenderer:
 
     def _tensor(self, images: Any) -> torch.Tensor:
         """Return DALI's output as a tensor that owns its memory."""
-        if not self._gpu:
+        if self._stream is None:
             # The tensor keeps DALI's buffer alive; the dynamic executor never writes into it again.
             return from_dlpack(images.as_tensor())
-        stream = torch.cuda.Stream(self.device)
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._stream):
             # Copied on a stream of its own and waited for in this thread, so that DALI may reuse its buffer at once.
             tensor = from_dlpack(images.as_tensor()).clone()
-        stream.synchronize()
+        self._stream.synchronize()
         tensor.record_stream(torch.cuda.default_stream(self.device))
         return tensor
 

@@ -159,6 +159,8 @@ class Loader:
 
     def _drive(self) -> None:
         try:
+            if self._gpu:  # a thread begins on the first GPU, whichever the rank's is
+                torch.cuda.set_device(self.device)
             while not self._stop.is_set():
                 self._put(self._next())
         except StopIteration:

@@ -81,8 +81,11 @@ class _Dali:
         for name, values in fed.items():
             self._pipeline.feed_input(name, values)
         (images,) = self._pipeline.run()
-        # DALI may use a buffer on a GPU again; one on the CPU is kept alive by its tensor.
-        return from_dlpack(images.as_tensor()).clone() if self._gpu else from_dlpack(images.as_tensor())
+        if not self._gpu:  # the tensor keeps DALI's buffer alive
+            return from_dlpack(images.as_tensor())
+        tensor = from_dlpack(images.as_tensor()).clone()
+        torch.cuda.current_stream(tensor.device).synchronize()  # DALI may use its buffer again once `images` is gone
+        return tensor
 
     @staticmethod
     def _build(view: View, batch: int, threads: int, device_id: int | None) -> Any:

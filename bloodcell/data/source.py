@@ -62,6 +62,7 @@ class Source:
         self.names = ["ids", *decoding, "start", "end", *argument_names(view.policy)]
         """Of what arguments() returns."""
         self.waiting: deque[Request] = deque()
+        self._fed: deque[list[Any]] = deque()
         self.error: BaseException | None = None
         self._half_taken: deque[tuple[str, list[Any]]] = deque()
 
@@ -72,6 +73,14 @@ class Source:
     def arguments(self) -> list[Any]:
         """Return the numbers of the next request, as `names` lists them; StopIteration after the last, as `images`."""
         return self._part("arguments")
+
+    def taken(self) -> Request:
+        """Return the request whose batch was taken; its images are needed no longer.
+
+        Until then they are held: the graph reads those on a GPU where they lie, also ones that no cache keeps.
+        """
+        self._fed.popleft()
+        return self.waiting.popleft()
 
     def _part(self, wanted: str) -> list[Any]:
         """Return one of the two parts of a request: DALI asks for both, in an order of its own."""
@@ -87,6 +96,7 @@ class Source:
             self.error = error
             raise
         self.waiting.append(request)
+        self._fed.append(images if self.feeds == "device" else [])
         views = self.view.views
         parts = {"images": images * views, "arguments": [np.tile(request.ids, views), *drawn]}
         other = next(name for name in parts if name != wanted)

@@ -1,11 +1,12 @@
-"""`data.micro_batch 0`: the largest micro-batch that fits, from what a network keeps for its backward; found once.
+"""`data.micro_batch 0`: the largest micro-batch that fits, estimated, then proven by trial (trying.py); found once.
 
-The network passes one image without memory and values (the meta device); what autograd saves is counted. So the number
-is the same on every rank and in every start, and nothing has to run out of memory to be found.
+For the estimate the network passes one image without memory and values (the meta device); what autograd saves for its
+backward is counted. So a trial begins near its end, and hardly ever runs out of memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from bloodcell.models import zoo
 from shards.errors import BadInput
 
 MARGIN = 0.8
-"""Part of the memory that the estimate may fill: libraries and fragments take of the rest."""
+"""Part of the memory that training may fill: readers, libraries and fragments take of the rest."""
 
 LEAST_STEPS = 20
 """An epoch has so many steps at least: of a small set a micro-batch is not made larger than that."""
@@ -45,12 +46,30 @@ class Needs:
         return min(1 << (most.bit_length() - 1), MOST) if most > 0 else 0
 
 
-def choose_micro_batch(config: Config, samples: int) -> tuple[int, str]:
-    """Return the micro-batch that data.micro_batch 0 means, and why.
+@dataclass(frozen=True)
+class Estimate:
+    """What is expected to fit, and the limits of a trial.
+
+    Attributes:
+        images: of a micro-batch, a power of two.
+        most: more are not tried.
+        allowed: bytes that training may take at its peak.
+        why: for people.
+    """
+
+    images: int
+    most: int
+    allowed: int
+    why: str
+
+
+def choose_micro_batch(config: Config, samples: int, taken: int = 0) -> Estimate:
+    """Return the micro-batch that data.micro_batch 0 is expected to mean.
 
     Args:
         config: resolved but for that.
         samples: of an epoch.
+        taken: bytes of the GPU that images in its memory will take.
 
     Raises:
         BadInput: nothing fits, or on a CPU no memory was stated.
@@ -59,7 +78,8 @@ def choose_micro_batch(config: Config, samples: int) -> tuple[int, str]:
     if not memory and config.engine.device == "cpu":
         fix = "add --engine.memory GIB, what each rank may take, or give --data.micro_batch a number"
         raise BadInput("on a CPU the largest micro-batch follows from a memory that is stated", "data.micro_batch", fix)
-    memory = memory or float(torch.cuda.get_device_properties(0).total_memory)
+    memory = memory or float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    memory = max(0.0, memory - taken)
     needs = training_needs(config)
     fits = needs.fits(memory)
     told = (
@@ -67,11 +87,43 @@ def choose_micro_batch(config: Config, samples: int) -> tuple[int, str]:
     )
     if not fits:
         raise BadInput(f"not one image fits: {told}", "data.micro_batch", "take smaller images or a smaller network")
-    most = samples // (LEAST_STEPS * config.train.micro_batches)
+    cap = samples // (LEAST_STEPS * config.train.micro_batches)
+    most, allowed = min(MOST, 1 << (max(1, cap).bit_length() - 1)), int(memory * MARGIN)
     if fits > most:
-        held = 1 << (max(1, most).bit_length() - 1)
-        return min(fits, held), f"{told}: {fits} would fit, but an epoch shall have {LEAST_STEPS} steps"
-    return fits, told
+        why = f"{told}: {fits} would fit, but an epoch shall have {LEAST_STEPS} steps"
+        return Estimate(most, most, allowed, why)
+    return Estimate(fits, most, allowed, told)
+
+
+def proven(estimate: Estimate, peak_of: Callable[[int], int | None]) -> tuple[int, int]:
+    """Return the largest micro-batch that fits by trial, and the bytes that it took at its peak.
+
+    Half is tried until it fits; where the estimate leaves more than half of the memory unused, double.
+
+    Args:
+        estimate: where to begin.
+        peak_of: tries a number of images; returns the bytes at the peak, None if they did not fit.
+
+    Raises:
+        BadInput: not one image fits.
+    """
+
+    def fitting(images: int) -> int | None:
+        peak = peak_of(images)
+        return peak if peak is not None and peak <= estimate.allowed else None
+
+    images, halved = estimate.images, False
+    while (peak := fitting(images)) is None:
+        if images == 1:
+            what = f"not one image fits into {estimate.allowed / 2**30:.1f} GiB, by trial"
+            raise BadInput(what, "data.micro_batch", "take smaller images or a smaller network, or more memory")
+        images, halved = images // 2, True
+    while not halved and peak < estimate.allowed / 2 and 2 * images <= estimate.most:
+        more = fitting(2 * images)
+        if more is None:
+            break
+        images, peak = 2 * images, more
+    return images, peak
 
 
 def training_needs(config: Config) -> Needs:

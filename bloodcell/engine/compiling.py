@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ from torch import nn
 
 from bloodcell.config import Config
 from bloodcell.engine.batchnorm import BatchNormStatistics
+from bloodcell.engine.compile_costs import known_cost, note_cost
 from bloodcell.engine.ddp import autocast
 from bloodcell.engine.losses import VIEWS
 from bloodcell.engine.sizes import parse_sizes
@@ -29,7 +31,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """The variable that names the cache's folder; one that is set already is left as it is."""
 
 COLD_SECONDS = 180.0
-"""What compiling one form of a network is taken to cost without a cache: a cautious guess, no GPU was measured."""
+"""What compiling one form of a network is taken to cost where this machine never did it: a cautious guess."""
 
 SAFETY = 2.0
 """`auto` compiles where this many times the cost is expected back."""
@@ -83,8 +85,10 @@ def choose_compile(config: Config, images: int, world: int) -> Choice:
     stages = parse_sizes(config.train.sizes, config.data.size)
     work = sum(float(share) * (size / native) ** 2 for size, share in stages)
     saved = images * work / rate / world * (1 - 1 / (1 + (gain - 1) / 2))
-    cost = COLD_SECONDS * forms(config, world)
-    told = f"it would save about {saved:.0f} s of the whole run and cost up to {cost:.0f} s"
+    costs = [known_cost(cache_folder(), config, size) for size in {size for size, _ in stages}]
+    cost = _slots(config, world) * sum(COLD_SECONDS if known is None else known for known in costs)
+    basis = "by what it took here before" if None not in costs else "a cautious guess"
+    told = f"it would save about {saved:.0f} s of the whole run and cost up to {cost:.0f} s ({basis})"
     return Choice(saved >= SAFETY * cost, told)
 
 
@@ -143,12 +147,15 @@ class Compiler:
         sizes = {size for size, _ in parse_sizes(config.train.sizes, config.data.size)}
         with untraced(model):
             for size in sorted(sizes):
+                begin = time.perf_counter()
                 images = torch.cat([example(config, self.device, size)[0]] * (VIEWS if config.loss.jsd else 1))
                 for slot in range(slots):
                     statistics.enter_slot(slot, slots)
                     with autocast(self.device, config.engine.precision):
                         logits = compiled(images)
                     logits.float().sum().backward()
+                if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+                    note_cost(cache_folder(), config, size, (time.perf_counter() - begin) / slots)
             statistics.leave_slots()
         return compiled
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from bloodcell.config import OptimConfig
+from bloodcell.config import TORCHS_BUCKET, OptimConfig
 from bloodcell.engine.batchnorm import BatchNormStatistics
 from bloodcell.engine.optim import add_l1, clip_gradients, set_learning_rate
 from bloodcell.engine.warming import untraced
@@ -33,6 +33,7 @@ class DDP:
         config: of the optimizer: L1 penalty and largest gradient norm.
         micro_batches: in a step over all ranks, to keep BatchNorm's counters independent of the world size.
         compress: whether gradients travel as bf16 (NCCL only).
+        bucket_mb: MiB of gradients that travel together; TORCHS_BUCKET is torch's own layout.
         compiler: makes compiled code of the network, which the steps then run.
     """
 
@@ -47,11 +48,12 @@ class DDP:
         config: OptimConfig,
         micro_batches: int,
         compress: bool = False,
+        bucket_mb: int = TORCHS_BUCKET,
         compiler: Callable[[nn.Module, BatchNormStatistics], nn.Module] | None = None,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.precision, self.config, self.micro_batches = precision, config, micro_batches
-        self.steps, self._compress = 0, compress
+        self.steps, self._compress, self._bucket = 0, compress, bucket_mb
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._statistics = BatchNormStatistics(model)
         self._weights = list[torch.Tensor](model.parameters())
@@ -67,6 +69,7 @@ class DDP:
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 # BatchNorm statistics stay local and are averaged when needed (batchnorm.py).
                 broadcast_buffers=False,
+                bucket_cap_mb=None if self._bucket == TORCHS_BUCKET else self._bucket,
                 gradient_as_bucket_view=True,
                 static_graph=True,
                 init_sync=share_weights,

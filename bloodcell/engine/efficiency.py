@@ -75,12 +75,21 @@ def values_moved(model: nn.Module, size: int) -> int | None:
 
 
 def measured_ceiling(device: torch.device, precision: str) -> dict[str, float] | None:
-    """Return {tflops, gb_per_s} that a GPU reaches now in a large matrix product and a large copy; None on a CPU.
+    """Return {tflops, gb_per_s} that a GPU reaches now in a large matrix product and a large copy.
 
-    On a CPU other processes share the cores, and what one measures is theirs too.
+    None on a CPU, where other processes share the cores and what one measures is theirs too, and where the memory that
+    this takes (3 GiB) is not free.
     """
     if device.type != "cuda":
         return None
+    torch.cuda.empty_cache()
+    try:
+        return _ceiling(device, precision)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _ceiling(device: torch.device, precision: str) -> dict[str, float]:
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     side, bytes_ = 8192, 1 << 30
     one, other = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))

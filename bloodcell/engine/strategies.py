@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bloodcell.config import Config
+from bloodcell.config import TORCHS_BUCKET, Config
 from bloodcell.engine.compiling import Compiler, check_compile
 from bloodcell.engine.ddp import DDP
 from bloodcell.engine.strategy import Strategy
@@ -77,6 +77,7 @@ def make_strategy(
             config.optim,
             config.train.micro_batches,
             config.engine.compress == "bf16",
+            config.engine.bucket_mb or TORCHS_BUCKET,
             make_compiler(config, device),
         )
     from bloodcell.engine.zero import Zero

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ class Sizes:
     steps: int = 5
     strategies: tuple[str, ...] = STRATEGIES
     megabytes: int = 64
+    device: str = "cpu"
+    buckets: tuple[int, ...] = ()
+    """Sizes of DDP's buckets, MiB, that are timed instead of strategies."""
 
 
 QUICK = Sizes("cnn5", 32, 8, 2, 2, 2, ("ddp", "zero2"), 1)
@@ -60,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategies", nargs="+", choices=STRATEGIES, default=STRATEGIES, help="which to time (all); ddp always is"
     )
     parser.add_argument(
+        "--buckets", nargs="+", type=int, metavar="MIB", help="instead: our step under DDP with these engine.bucket_mb"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="instead: compiled steps beside plain ones, one process, all cores"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help="a tiny network, few steps: whether it works, not how fast it is"
     )
 
@@ -72,8 +81,14 @@ def run_arguments(parsed: argparse.Namespace) -> Result:
         from jobs.bench import real
 
         return real.run(parsed.real, parsed.model, parsed.size, parsed.micro_batch, parsed.repeats, parsed.steps)
+    if parsed.compile:
+        from jobs.bench import compiled
+
+        return compiled.run(parsed.model, parsed.size, parsed.micro_batch, parsed.repeats, parsed.steps)
     if len(parsed.model) > 1:
-        raise BadInput("one network at a time", "--model", "name one, or add --real SET")
+        raise BadInput("one network at a time", "--model", "name one, or add --real SET or --compile")
+    if parsed.buckets:
+        return run_buckets(parsed)
     names = ("ddp", *(name for name in parsed.strategies if name != "ddp"))
     sizes = Sizes(parsed.model[0], parsed.size, parsed.micro_batch, parsed.ranks, parsed.repeats, parsed.steps, names)
     command = f"bloodcell bench engine --model {sizes.model} --size {sizes.size} --micro-batch {sizes.micro_batch}"
@@ -89,6 +104,12 @@ def run(sizes: Sizes, command: str) -> Result:
         Fault: the ranks failed; with the last line that they wrote.
     """
     from jobs.bench.stall import stall_rows
+
+    return Result(command, [*rows(steps(sizes)), *stall_rows(sizes.megabytes, sizes.repeats)])
+
+
+def steps(sizes: Sizes) -> dict[str, Any]:
+    """Draw images and let the ranks take turns; return what they measured, as `rows` takes it. Raises as `run` does."""
     from shards.pack import PackOptions, pack
     from shards.synth import SynthOptions, synthesise
 
@@ -100,8 +121,27 @@ def run(sizes: Sizes, command: str) -> Result:
         synthesise(place / "images", SynthOptions(images=2 * images, size=sizes.size, patients=16), 2)
         options = PackOptions(split="50/50/0", table=str(place / "images" / "truth.csv"), group_column="patient")
         pack(place / "images", place / "set", options)
-        found = _measure(place, sizes)
-    return Result(command, [*rows(found), *stall_rows(sizes.megabytes, sizes.repeats)])
+        return _measure(place, sizes)
+
+
+def run_buckets(parsed: argparse.Namespace) -> Result:
+    """Time our step under DDP with several sizes of gradient buckets, beside torch's own. Raises as `run` does."""
+    from bloodcell.config import TORCHS_BUCKET
+
+    if min(parsed.buckets) < 1:
+        raise BadInput("a bucket is too small", "--buckets", "give whole MiB from 1 on")
+    buckets = tuple(dict.fromkeys([*parsed.buckets, TORCHS_BUCKET]))
+    sizes = Sizes(parsed.model[0], parsed.size, parsed.micro_batch, parsed.ranks, parsed.repeats, parsed.steps)
+    found = steps(replace(sizes, strategies=("ddp",), buckets=buckets))
+    base, table = f"buckets of {TORCHS_BUCKET} MiB", []
+    for title, unit in (("step", "CPU-ms/step"), ("wall", "ms/step")):
+        against = [1000 * value for value in found[title][base]]
+        for name, seconds in found[title].items():
+            values = [1000 * value for value in seconds]
+            table.append(measured(f"{name}, {title}", values, unit, f"{base}, {title}", against))
+    command = f"bloodcell bench engine --buckets {' '.join(map(str, parsed.buckets))} --model {sizes.model}"
+    command += f" --size {sizes.size} --micro-batch {sizes.micro_batch} --ranks {sizes.ranks}"
+    return Result(f"{command} --repeats {sizes.repeats} --steps {sizes.steps}", table)
 
 
 def _measure(place: Path, sizes: Sizes) -> dict[str, Any]:

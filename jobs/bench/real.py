@@ -53,7 +53,7 @@ def run(folder: Path, models: list[str], size: int, micro_batch: int, repeats: i
     table: list[Row] = []
     with process_group(ranks, torch.device("cpu"), 600.0), tempfile.TemporaryDirectory() as place:
         for name, config in configs.items():
-            table += _rows(name, _turns(_job(config, Path(place) / name, ranks, shards), repeats, steps))
+            table += _rows(name, _turns(made(config, Path(place) / name, ranks, shards), repeats, steps))
     flags = f"--model {' '.join(models)} --size {size} --micro-batch {micro_batch} --repeats {repeats} --steps {steps}"
     return Result(f"bloodcell bench engine --real {folder} {flags}", table)
 
@@ -81,7 +81,8 @@ def _check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
     check(config, shards, ranks)
 
 
-def _job(config: Config, place: Path, ranks: Ranks, shards: ShardSet) -> Job:
+def made(config: Config, place: Path, ranks: Ranks, shards: ShardSet) -> Job:
+    """Return a run that is ready to train, in the folder `place`. Collective."""
     from bloodcell.engine.setup import prepare
     from bloodcell.runfolder import RunFolder, Status
 
@@ -111,9 +112,9 @@ def _turns(job: Job, repeats: int, steps: int) -> dict[str, list[tuple[float, fl
             begin, used = time.perf_counter(), time.process_time()
             if name == REAL:
                 with training_batches(job, 0) as loader:
-                    _steps(job, guard, iter(loader), steps)
+                    take_steps(job, guard, iter(loader), steps)
             else:
-                _steps(job, guard, itertools.cycle(held), steps)
+                take_steps(job, guard, itertools.cycle(held), steps)
             if turn >= 0:
                 images = steps * job.plan.global_batch
                 took = (time.process_time() - used, time.perf_counter() - begin)
@@ -121,7 +122,8 @@ def _turns(job: Job, repeats: int, steps: int) -> dict[str, list[tuple[float, fl
     return found
 
 
-def _steps(job: Job, guard: Any, batches: Iterator[Batch], steps: int) -> None:
+def take_steps(job: Job, guard: Any, batches: Iterator[Batch], steps: int) -> None:
+    """Take training steps as a run does, and wait for the last one's report."""
     from bloodcell.engine.train import take_step
 
     for step in range(steps):

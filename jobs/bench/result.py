@@ -67,16 +67,26 @@ class Result:
     machine: dict[str, Any] = field(default_factory=lambda: machine())
     versions: dict[str, str] = field(default_factory=lambda: versions())
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know: what was left out, and why."""
+    problems: list[str] = field(default_factory=list)
+    """What failed; the exit code is 1 then."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return {machine, versions, date, command, rows}, ready for json.dumps; paths of this machine are left out."""
-        return {
+        """Return {machine, versions, date, command, rows} for json.dumps; paths of this machine are left out.
+
+        With `notes`, and with `problems` and `exit` 1, if there are any.
+        """
+        found: dict[str, Any] = {
             "machine": self.machine,
             "versions": self.versions,
             "date": self.date,
             "command": plain(self.command),
             "rows": [asdict(row) for row in self.rows],
         }
+        if self.notes:
+            found["notes"] = self.notes
+        return {**found, "problems": self.problems, "exit": 1} if self.problems else found
 
 
 def plain(command: str) -> str:
@@ -174,7 +184,9 @@ def lines(result: Result, width: int | None = None) -> list[str]:
     room = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else TABLE_WIDTH)
     console = Console(file=text, width=room, force_terminal=False, highlight=False)
     console.print(_table(result))
-    return [result.command, *(line.rstrip() for line in text.getvalue().splitlines()), *place(result.as_json())]
+    table = [line.rstrip() for line in text.getvalue().splitlines()]
+    told = [*result.notes, *(f"failed: {problem}" for problem in result.problems)]
+    return [result.command, *table, *told, *place(result.as_json())]
 
 
 def show(result: Result) -> None:

@@ -91,7 +91,7 @@ def run(named: Sequence[Named], split: str = "test", pairs: Sequence[tuple[str, 
     machine = {"cpu": place.get("processor"), "cores": place.get("cores"), "system": place.get("system")}
     versions = {"python": place.get("python"), **place.get("versions", {})}
     ended = max(run["date"] or "" for run in told.values())
-    return RunsResult(command, rows, {**machine, "device": place.get("device")}, versions, ended, told)
+    return RunsResult(command, rows, {**machine, "device": place.get("device")}, versions, ended, runs=told)
 
 
 def _judged(one: Named, split: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from jobs.bench import real
 from jobs.bench.engine import BARE, QUICK, overhead, rows, run
 from shards.errors import BadInput
+from tests.conftest import bloodcell
 
 
 def test_the_interval_of_paired_differences_is_students() -> None:
@@ -53,3 +54,24 @@ def test_the_quick_one_measures_everything(deepspeed_op: None) -> None:
         assert found[name].value > 0
     assert found["process start to end of first step"].value > 0
     assert found["ddp over bare, 95 % interval"].low is not None
+
+
+@pytest.mark.slow
+def test_sizes_of_buckets_take_turns() -> None:
+    words = ("--model", "cnn5", "--size", 32, "--micro-batch", 4, "--repeats", 2, "--steps", 1)
+    done = bloodcell("bench", "engine", "--buckets", 1, *words, "--json")
+    assert done.code == 0, done.err
+    rows = {row["name"]: row for row in done.json["rows"]}
+    assert rows["buckets of 1 MiB, step"]["baseline"] == "buckets of 25 MiB, step"
+    assert rows["buckets of 25 MiB, wall"]["value"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_compiled_steps_take_turns_with_plain_ones() -> None:
+    words = ("--model", "cnn5", "--size", 32, "--micro-batch", 4, "--repeats", 2, "--steps", 1)
+    done = bloodcell("bench", "engine", "--compile", *words, "--json", fresh=True, timeout=800)
+    assert done.code == 0, done.err
+    rows = {row["name"]: row for row in done.json["rows"]}
+    assert rows["cnn5, compiled step, CPU-ms/step"]["baseline"] == "cnn5, plain step, CPU-ms/step"
+    assert rows["cnn5, compiling"]["value"] > 0

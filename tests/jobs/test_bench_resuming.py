@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bench.result import Result, Row
-from jobs.bench.resuming import resumed
+from jobs.bench.result import Result, Row, lines
+from jobs.bench.resuming import NotHereError, Outcome, resumed
 from jobs.bench.training import PLAIN, Trial, rows, trial
 from shards.errors import BadInput, EnvironmentFault
 from tests.conftest import bloodcell
@@ -35,6 +35,55 @@ def test_finished_parts_are_not_measured_again(tmp_path: Path) -> None:
     file.write_text("{", encoding="utf-8")
     with pytest.raises(BadInput, match="cannot be read"):
         resumed(parts, file, about)
+
+
+def test_a_part_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    broken = [True]
+
+    def fails() -> list[Row]:
+        if broken:
+            raise RuntimeError("CUDA error: out of luck\nand more lines")
+        return [Row("mended", 1, "s")]
+
+    def lacks() -> list[Row]:
+        raise NotHereError("DALI is not installed")
+
+    parts = {"one": fails, "two": lacks, "three": lambda: [Row("three", 3, "s")]}
+    outcome = Outcome()
+    assert [row.name for row in resumed(parts, tmp_path / "state.json", {}, outcome)] == ["three"]
+    assert outcome.failed == ["one: RuntimeError: CUDA error: out of luck"]
+    assert outcome.left_out == ["two: DALI is not installed"]
+    result = Result("bench", [], {}, {}, notes=outcome.left_out, problems=outcome.failed)
+    assert (result.as_json()["exit"], result.as_json()["problems"]) == (1, outcome.failed)
+    assert "failed: one: RuntimeError: CUDA error: out of luck" in lines(result)
+    assert json.loads((tmp_path / "state.json").read_text())["begun"] == ["one", "two"]
+    broken.clear()  # a failed part is tried again by the next start, a finished one is not
+    again = Outcome()
+    assert [row.name for row in resumed(parts, tmp_path / "state.json", {}, again)] == ["mended", "three"]
+    assert again.failed == []
+    with pytest.raises(NotHereError):
+        resumed({"two": lacks}, tmp_path / "other.json", {})
+
+
+def test_what_was_begun_and_not_finished_comes_last(tmp_path: Path) -> None:
+    """A machine that is taken away in a long part must not spend the next lease on that part alone."""
+    done: list[str] = []
+
+    def long() -> list[Row]:
+        if not done:
+            raise KeyboardInterrupt
+        done.append("long")
+        return []
+
+    def short() -> list[Row]:
+        done.append("short")
+        return [Row("short", 1, "s")]
+
+    parts = {"long": long, "short": short}
+    with pytest.raises(KeyboardInterrupt):
+        resumed(parts, tmp_path / "state.json", {}, Outcome())
+    resumed(parts, tmp_path / "state.json", {}, Outcome())
+    assert done == ["short", "long"]
 
 
 def test_without_a_gpu_it_is_one_line(small_set: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from bloodcell.config import Config, override
 from bloodcell.engine.collecting import Collector
+from bloodcell.engine.compile_costs import known_cost, note_cost
 from bloodcell.engine.compiling import COLD_SECONDS, check_compile, choose_compile, forms
 from shards.errors import BadInput
 from tests.bloodcell.engine.runs import SMALL_NET, same, weights
@@ -19,6 +21,27 @@ from tests.conftest import bloodcell
 def config(**flat: Any) -> Config:
     base = {"engine.device": "cuda", "engine.compile": "auto", "model.name": "resnet50", "train.micro_batches": 1}
     return override(Config(), {**base, **{name.replace("__", "."): value for name, value in flat.items()}})
+
+
+@pytest.fixture(autouse=True)
+def no_costs_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was compiled on this machine before plays no part."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+
+
+def test_auto_counts_with_what_compiling_took_here(tmp_path: Path) -> None:
+    folder, images = tmp_path / "compiled", 10**6
+    assert not choose_compile(config(), images, 1).on
+    assert "a cautious guess" in choose_compile(config(), images, 1).why
+    note_cost(folder, config(), 224, 12.0)
+    note_cost(folder, config(), 224, 3.0)  # a start that found it compiled
+    choice = choose_compile(config(), images, 1)
+    assert (choice.on, "cost up to 12 s (by what it took here before)" in choice.why) == (True, True)
+    assert known_cost(folder, config(data__micro_batch=64), 224) is None
+    # Of two sizes only one is known.
+    assert "192 s (a cautious guess)" in choose_compile(config(train__sizes="112x0.5,224"), images, 1).why
+    (folder / "costs.json").write_text("{", encoding="utf-8")
+    assert known_cost(folder, config(), 224) is None
 
 
 def test_auto_compiles_only_where_the_whole_run_gains() -> None:
@@ -83,7 +106,6 @@ def test_a_compiled_run_resumes_to_the_bit_and_keeps_its_names(
 ) -> None:
     (tmp_path / "smallnet.py").write_text(SMALL_NET)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
     words = ("cnn5", "--data", small_set, "--model.name", "smallnet:build", "--data.size", 32, "--data.micro_batch", 8)
     words += (
@@ -119,3 +141,5 @@ def test_a_compiled_run_resumes_to_the_bit_and_keeps_its_names(
     assert all(np.allclose(plain[name], compiled[name], rtol=0.05, atol=0.02) for name in plain)
     assert any((plain[name] != compiled[name]).any() for name in plain)
     assert any((tmp_path / "compiled").rglob("*.so"))
+    (cost,) = json.loads((tmp_path / "compiled" / "costs.json").read_text()).values()
+    assert cost > 1
