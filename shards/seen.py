@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 
 from shards.examine import Image
+from shards.mapped import let_go
 from shards.sources import Item, Items
 
 RECORD_DTYPE = np.dtype(
@@ -91,7 +92,9 @@ class Images(Sequence[Image]):
 
     def column(self, name: str) -> np.ndarray:
         """Return a field of RECORD_DTYPE of all images."""
-        return self._records[name][self._rows]
+        values = self._records[name][self._rows]
+        let_go()
+        return values
 
     def digests(self, name: str) -> np.ndarray:
         """Return a digest of all images as bytes of fixed length, `S32` [n]: numpy can sort them."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from shards.errors import BadInput
-from shards.sources.items import Item, compile_pattern, find_group, spelling, split_part
+from shards.sources.items import compile_pattern, find_group, spelling, split_part
 from shards.sources.listing import Items, Listing, check_classes
 from shards.sources.walk import images_among, walk
 
@@ -47,12 +47,15 @@ def list_classes(root: Path, group_pattern: str | None = None, splits: Mapping[s
         raise BadInput("no images here", root, "give the folder that holds one folder of images for each class")
     split = _is_split(root, images, part_of)
 
-    def item(found: Item) -> Item:
-        top, below = found.source.split("/")[:2]
-        part, label = (part_of(top), below) if split else ("", top)
-        return Item(found.path, found.source, label, find_group(pattern, found.source), part)
+    def folders(depth: int) -> Iterator[str]:
+        return (source.split("/")[depth] for source in images.each("source"))
 
-    return Listing(Items.of(map(item, images)), len(files) - len(images))
+    known: dict[str, Iterator[str]] = {"label": folders(1 if split else 0)}
+    if split:
+        known["part"] = map(part_of, folders(0))
+    if pattern:
+        known["group"] = (find_group(pattern, source) for source in images.each("source"))
+    return Listing(images.replaced(**known), len(files) - len(images))
 
 
 def _is_split(root: Path, images: Items, part_of: Callable[[str], str]) -> bool:

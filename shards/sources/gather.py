@@ -101,6 +101,7 @@ def gathered(request: Request) -> Iterator[Listing]:
             listing = _relabelled(listing, Path(request.labels))
         if not request.one_class:
             check_classes(listing.items, request.where)
+        listing = replace(listing, items=listing.items.filed(request.scratch))
         give_back()  # columns of the listings that this one was made from
         yield listing
 

@@ -30,15 +30,14 @@ def files_below(root: Path) -> Iterator[tuple[Path, str]]:
 
 def images_among(files: Items) -> Items:
     """Return the files that are called like images."""
-    return files.taken(
-        np.flatnonzero([Path(source).suffix.lower() in IMAGE_SUFFIXES for source in files.each("source")])
-    )
+    called = [Path(source).suffix.lower() in IMAGE_SUFFIXES for source in files.each("source")]
+    return files if all(called) else files.taken(np.flatnonzero(called))
 
 
 def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:
     try:
         status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
     except FileNotFoundError:
         raise BadInput("no such folder", folder, "check the path") from None
     except NotADirectoryError:
@@ -48,9 +47,9 @@ def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tup
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         return
-    for entry in entries:
-        path = folder / entry.name
-        if _is_folder(entry):
+    for name, is_folder in entries:
+        path = folder / name
+        if is_folder:
             yield from _walk(path, root, above | {identity})
         else:
             yield path, as_text(path.relative_to(root))
