@@ -119,6 +119,7 @@ def audit(
         )
     leaks = _shared(parts, ((row, group) for row, group in enumerate(groups) if group), "group")
     leaks += _shared(parts, _repeated(digests), "exact")
+    give_back()
     names = sorted(set(parts))
     places = {name: place for place, name in enumerate(names)}
     part = np.array([places[name] for name in parts], np.int64)
@@ -220,6 +221,7 @@ class _Search:
                 for some in chunked(found, _JOINED):
                     codes, likeness = self._joined([(codes, likeness), *some])
                 let_go()
+        give_back()
         best: dict[tuple[int, int], float] = {}
         for start in range(0, len(codes), _COMPARED):
             pairs, turns = np.divmod(codes[start : start + _COMPARED], ORIENTATIONS)
@@ -232,8 +234,10 @@ class _Search:
 
     def trials(self, correlation: float) -> tuple[int, int]:
         """Return how many copies were made and how many of them the search finds."""
+        give_back()
         rows = len(self.part)
         own, copied = (self.descriptors[some].astype(np.float32) for some in (self.tried, slice(rows, None)))
+        let_go()
         meets = np.any([tree[rows:] == tree[self.tried] for tree in self.cells], axis=0)
         fits = np.zeros(len(self.tried), bool)
         for turn in range(ORIENTATIONS):

@@ -26,7 +26,7 @@ from shards.errors import EnvironmentFault
 from shards.examine import CHUNK, Image, Reject, look
 from shards.features import FEATURES_DTYPE, compute
 from shards.mapped import mapped
-from shards.seen import RECORD_DTYPE, Images, Kind
+from shards.seen import RECORD_DTYPE, Filed, Images, Kind
 from shards.sources import Item, Items
 from shards.spooled import Records, spooled
 from shards.treat import Treatment, parameters
@@ -201,7 +201,9 @@ def load(chunks: Sequence[Chunk], items: Items) -> Found:
     if not chunks:
         return Found(Images(items, np.empty(0, RECORD_DTYPE), []), features, rejected)
 
-    def measured(chunk: Chunk, seen: BinaryIO) -> np.ndarray:
+    seen = Filed(len(items))
+
+    def measured(chunk: Chunk, file: BinaryIO) -> np.ndarray:
         nonlocal first
         table = _read(chunk)
         if table is None:
@@ -214,17 +216,17 @@ def load(chunks: Sequence[Chunk], items: Items) -> Found:
         for place in np.flatnonzero(~usable).tolist():
             reason, detail = table["reason"][place].as_py(), table["detail"][place].as_py()
             rejected.append(Reject(chunk.items[place], sys.intern(reason), detail))
-        seen.write(part.view(np.uint8).data)
+        seen.write(file, part)
         first += len(chunk.items)
         return _packed(rows["features"], FEATURES_DTYPE)
 
-    def write(seen: BinaryIO) -> None:
+    def write(file: BinaryIO) -> None:
         nonlocal features
-        parts = (measured(chunk, seen) for chunk in chunks)
+        parts = (measured(chunk, file) for chunk in chunks)
         features = spooled(parts, FEATURES_DTYPE, chunks[0].folder / "features.bin")
 
-    records = mapped(write, chunks[0].folder).view(RECORD_DTYPE)
-    return Found(Images(items, records, list(kinds)), features, rejected)
+    data = mapped(write, chunks[0].folder)
+    return Found(Images(items, seen.columns(data), list(kinds)), features, rejected)
 
 
 def _fill(part: np.ndarray, rows: pa.Table, kinds: dict[Kind, int], chunk: Chunk) -> None:

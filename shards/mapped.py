@@ -7,6 +7,7 @@ looked at, most often from the system's cache: memory that does not grow with wh
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ def mapped(write: Callable[[BinaryIO], object], folder: Path) -> NDArray[np.uint
     with disk_errors(folder), tempfile.TemporaryFile(dir=folder) as file:
         write(file)
         file.flush()
-        if not file.tell():
+        if not os.fstat(file.fileno()).st_size:
             return np.empty(0, np.uint8)
         found = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     _MAPS.add(found)

@@ -15,7 +15,7 @@ import numpy as np
 
 from shards.atomic import disk_errors
 from shards.errors import EnvironmentFault
-from shards.mapped import mapped
+from shards.mapped import let_go, mapped
 
 _ROWS = 4096
 
@@ -118,7 +118,9 @@ def beside(records: Records, parts: Iterable[np.ndarray], dtype: type, *shape: i
         for part in parts:
             file.write(np.ascontiguousarray(part, dtype).view(np.uint8).data)
 
-    return mapped(write, records.path.parent).view(dtype).reshape(-1, *shape)
+    data = mapped(write, records.path.parent)
+    let_go()  # of what the parts were made from
+    return data.view(dtype).reshape(-1, *shape)
 
 
 def behind(first: Records, second: Records, name: str) -> Records:
