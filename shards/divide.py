@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.audit import EXAMPLES, Audit, audit, summary
+from shards.audit import BOUNDED, EXAMPLES, Audit, audit, summary
 from shards.clean import Cleaned, join
 from shards.console import say, warn
 from shards.errors import BadInput
@@ -101,6 +101,8 @@ def judge(samples: Samples, found: Audit, allow_leaks: bool, keep_splits: bool) 
     rows = sorted({row for leak in found.leaks[:EXAMPLES] for row in (leak.a, leak.b)})
     names = dict(zip(rows, samples.images.taken(rows).sources(), strict=True))
     result = summary(found, names)
+    if found.bounded:
+        warn(f"the audit was bounded: {BOUNDED}")
     if found.leaks and not allow_leaks:
         first, parts = found.leaks[0], samples.parts
         raise BadInput(

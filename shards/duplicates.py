@@ -60,6 +60,17 @@ class LeftOut:
     far: bool = False
     joined: int = 0
 
+    def findings(self) -> dict[str, object]:
+        """Return what dataset.json and the JSON of a scan say of it; {} if nothing was left out."""
+        found: dict[str, object] = {"near_pairs_known": self.joined} if self.joined else {}
+        return {**found, "near_pairs_bounded": "only the closest of each image or of the set"} if self.far else found
+
+    def sentence(self) -> str:
+        """Return it in words; "" if nothing was left out."""
+        said = [f"{self.joined:,} pairs of images that are in one cluster anyway"] if self.joined else []
+        said += ["all but the closest pairs of each image or of the set"] if self.far else []
+        return f"very many pictures are alike: not compared are {' and '.join(said)}" if said else ""
+
 
 def exact_groups(digests: Sequence[str] | NDArray[np.bytes_]) -> list[list[int]]:
     """Return the positions that share a digest: groups of two and more, each sorted, ordered by their first member."""
