@@ -29,7 +29,7 @@ from shards.heap import give_back
 from shards.lowfrequency import SIDE, Crowd, alike, described, turned
 from shards.mapped import let_go
 from shards.parallel import chunked, threaded
-from shards.spooled import Records, beside, blocks
+from shards.spooled import Records, alongside, blocks
 from shards.trees import INVARIANTS, cells, invariants
 
 CORRELATION = (
@@ -39,7 +39,7 @@ AFFORDABLE = 4e8  # pairs that are all compared, 5 to 10 s on two cores; more th
 # Correlation of low frequencies that makes a pair worth aligning: where all pairs are compared, and in cells. Copies
 # cropped by 3 % a side have 0.82 and more, fields that were photographed twice, shifted by 6 %, 0.6.
 _SIMILAR = {True: 0.6, False: 0.7}
-_TREES, _CELL = 12, 2048  # ways to cut a large set, and images in a cell at most
+_TREES, _CELL = 20, 1024  # ways to cut a large set, and images in a cell at most
 _TRIALS = 400
 _COMPARED = 1 << 16  # pairs aligned before the next ones are looked at
 _ROOM, _EACH = 1 << 19, 8  # similar pairs that are all aligned; of more, the most similar of each image, at least _EACH
@@ -202,11 +202,11 @@ class _Search:
         self.tried = rng.permutation(len(part))[:_TRIALS]
         self.copies = _cropped_copies(thumbnails[self.tried], rng)
         found = described(thumbnails, self.copies, np.int16)
-        self.descriptors = beside(thumbnails, found, np.int16, SIDE * SIDE)
+        self.descriptors = alongside(thumbnails, found, np.int16, SIDE * SIDE)
         self.cells = [np.zeros(len(self.descriptors), np.int32)]
         if not exhaustive:
-            points = beside(thumbnails, map(invariants, blocks(self.descriptors)), np.int16, INVARIANTS)
-            self.cells = [beside(thumbnails, [cells(points, _CELL, rng)], np.int32) for _ in range(_TREES)]
+            points = alongside(thumbnails, map(invariants, blocks(self.descriptors)), np.int16, INVARIANTS)
+            self.cells = [alongside(thumbnails, [cells(points, _CELL, rng)], np.int32) for _ in range(_TREES)]
         give_back()
 
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:

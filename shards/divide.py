@@ -20,7 +20,7 @@ from shards.kept import keep_split
 from shards.samples import Samples
 from shards.sources.items import FIXED
 from shards.split import Split, order_key, order_keys
-from shards.spooled import chosen
+from shards.spooled import alongside, chosen
 from shards.ways import Way
 
 MENDINGS = 5
@@ -45,7 +45,7 @@ def divide(
         found = audit(
             samples.parts,
             samples.groups,
-            samples.images.digests("sha256"),
+            alongside(cleaned.features, [samples.images.digests("sha256")], np.dtype("S32")),
             chosen(cleaned.features, rows)["thumbnail"],
             workers=workers,
         )

@@ -115,6 +115,7 @@ class Images(Sequence[Image]):
         records = np.empty(len(rows), RECORD_DTYPE)
         for name in RECORD_DTYPE.names or ():
             records[name] = self._records[name][rows]
+            let_go()
         return records
 
     def taken(self, rows: np.ndarray | Sequence[int]) -> Images:
@@ -140,7 +141,7 @@ class Images(Sequence[Image]):
     def sources(self) -> Iterator[str]:
         """Yield the name of each image."""
         for start in range(0, len(self), _BLOCK):
-            yield from self.items.taken(self[start : start + _BLOCK].column("item")).each("source")
+            yield from self.items.texts_at("source", self[start : start + _BLOCK].column("item"))
 
     def texts(self, name: str) -> list[str]:
         """Return a field of the images' items (label, group, part, origin); texts that are alike are one object."""

@@ -105,7 +105,7 @@ def whole(field: Records) -> np.ndarray:
     return np.concatenate([field[:0], *blocks(field)]) if isinstance(field, Spooled) else field
 
 
-def beside(records: Records, parts: Iterable[np.ndarray], dtype: type, *shape: int) -> np.ndarray:
+def alongside(records: Records, parts: Iterable[np.ndarray], dtype: type | np.dtype, *shape: int) -> np.ndarray:
     """Return parts [n, *shape] as one array; mapped from a file if the records that they are about lie in one.
 
     Raises:

@@ -79,11 +79,17 @@ class Items(Sequence[Item]):
     def at(self, rows: np.ndarray) -> Iterator[Item]:
         """Yield the items at these positions, int64 [n]."""
         for start in range(0, len(rows), _BLOCK):
-            yield from _made(self._batch.take(pa.array(self._places(rows[start : start + _BLOCK]))), self._kind)
+            yield from _made(self._taken(rows[start : start + _BLOCK]), self._kind)
 
     def taken(self, rows: np.ndarray) -> Items:
         """Return a copy of the items at these positions, int64 [n], that holds nothing of the others."""
-        return Items._whole(self._batch.take(pa.array(self._places(rows))), self._kind)
+        return Items._whole(self._taken(rows), self._kind)
+
+    def texts_at(self, name: str, rows: np.ndarray) -> list[str]:
+        """Return the texts of a column at these positions, int64 [n]."""
+        texts: list[str] = self._batch.column(name).take(pa.array(self._places(rows))).to_pylist()
+        let_go()
+        return texts
 
     def column(self, name: str) -> pa.Array:
         """Return a column; `path` as bytes."""
@@ -145,6 +151,13 @@ class Items(Sequence[Item]):
         if self._window.step == 1:
             return batch.slice(self._window.start, len(self))
         return batch.take(pa.array(self._places(np.arange(len(self)))))
+
+    def _taken(self, rows: np.ndarray) -> pa.RecordBatch:
+        places, columns = pa.array(self._places(rows)), []
+        for column in self._batch.columns:  # one after the other: of a mapped file no more than one lies in memory
+            columns.append(column.take(places))
+            let_go()
+        return pa.RecordBatch.from_arrays(columns, schema=self._batch.schema)
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         return self._window.start + self._window.step * np.asarray(rows, np.int64)
