@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-full check format wheel clean
+.PHONY: help setup demo test test-full check format results wheel clean
 
 help:
 	@echo "make demo       draw images, pack, train on 2 ranks, evaluate, report (sets up $(VENV) first)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-full  all tests, the slow ones too"
 	@echo "make check      lint, format and type checks"
 	@echo "make format     format the code"
+	@echo "make results    docs/results/README.md and the README's tables, from the files in docs/results"
 	@echo "make wheel      build the wheel into dist/"
 	@echo "make clean      remove $(VENV) and what was built"
 
@@ -51,6 +52,9 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+results: setup
+	$(BIN)/python -m jobs.bench.publish
 
 wheel: setup
 	$(BIN)/python -m build --wheel --installer pip --outdir dist .

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from shards.pack import PackOptions
 
 
+MOST_CLASSES = 40
+"""Classes whose counts are printed for each part; dataset.json and the report have all."""
+
+
 def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of synth, scan, download, pack, merge or verify."""
     if verb == "synth":
@@ -186,7 +190,9 @@ def _packed(result: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     lines = [f"{result['images']} images in = {result['packed']} packed + {result['rejected']} rejected"]
     for part, counts in result["splits"].items():
-        lines.append(f"  {part:<6} {sum(counts.values()):>8}  " + "  ".join(f"{k} {n}" for k, n in counts.items()))
+        named = [f"{k} {n}" for k, n in counts.items()]
+        more = [f"and {len(named) - MOST_CLASSES} more classes"] if len(named) > MOST_CLASSES else []
+        lines.append(f"  {part:<6} {sum(counts.values()):>8}  " + "  ".join([*named[:MOST_CLASSES], *more]))
     lines += split_lines(result["split"])
     found = result["duplicates"]
     lines.append(

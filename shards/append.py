@@ -27,7 +27,8 @@ from shards.format import DatasetInfo, read_batches, read_dataset, read_samples,
 from shards.pack import Packing, PackOptions, examine_chunks, identified, request, result
 from shards.report import write_set_report
 from shards.samples import Samples
-from shards.sources import Items, as_text
+from shards.shown import NEAR
+from shards.sources import Items, Listing, as_text
 from shards.sources.gather import gathered
 from shards.treat import Treatment
 from shards.ways import named_splits, shares_record
@@ -107,6 +108,9 @@ def _prepared(source: Path, target: Path, options: PackOptions, work: Work) -> I
         if unknown:
             fix = nearest(unknown[0], info.classes) or f"its classes are {', '.join(info.classes)}; --labels maps names"
             raise BadInput(f"the set has no class {unknown[0]!r}", source, fix)
+        _check_patients(info, target, listing, source)
+        if options.decisions:
+            read_decisions(Path(options.decisions), set(listing.items.each("source")))
         say(f"{len(listing.items):,} images below {', '.join([str(source), *options.also])}, {info.total:,} in the set")
         chunks = cut(work.folder, listing.items, options.treatment)
         identity = identified(source, options, chunks)
@@ -132,10 +136,27 @@ def _options(info: DatasetInfo, options: PackOptions) -> PackOptions:
             fix = f"leave it out, or pack all images into a new set; the set has {kept!r}"
             raise BadInput("the set was packed otherwise", f"--{name.replace('_', '-')}", fix)
         own[name] = kept
+    if not (options.group_pattern or options.table or options.dataset):
+        own["group_pattern"] = info.options.get("group_pattern", "")
     for name in ("shard_bytes", "shard_samples"):
         if getattr(options, name) == getattr(plain, name):
             own[name] = info.options.get(name, getattr(plain, name))
     return replace(options, **{**own, "keep_splits": False})
+
+
+def _check_patients(info: DatasetInfo, target: Path, listing: Listing, source: Path) -> None:
+    """Raise BadInput where the set knows patients and none of the new images names its own: they could be anybody's."""
+    if any(listing.items.distinct("group")):
+        return
+    known = read_samples(target, ["group"], info)["group"].unique().to_pylist()
+    named = next((group for group in known if group and not group.startswith(NEAR)), None)
+    if named:
+        raise BadInput(
+            f"the set has patients or slides (such as {named}), and none of the new images names one",
+            source,
+            "name them as when the set was packed, with --group-pattern, --table or --dataset; where each image is of "
+            "another patient, --group-pattern '.+' says so",
+        )
 
 
 def _packed(folder: Path, info: DatasetInfo) -> Items:

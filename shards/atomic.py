@@ -8,11 +8,12 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from shards.errors import EnvironmentFault
+from shards.errors import BadInput, EnvironmentFault
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG}
 
@@ -30,6 +31,37 @@ def disk_errors(where: object) -> Iterator[None]:
             where,
             "free some space or choose another disk, then start again",
         ) from error
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the nearest folder (or file) above `path` that is there."""
+    path = path.absolute().parent
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
+
+
+def check_place(target: Path) -> None:
+    """Check, before hours of work, that a folder `target` could be made: by making another one beside it.
+
+    Raises:
+        BadInput: it has no name, too long a name, or stands where nothing can be written.
+        EnvironmentFault: the disk is full or fails.
+    """
+    if not target.name or target.name == "..":
+        raise BadInput("this is no name for a new folder", str(target), "give the folder that is to be made")
+    parent = existing_parent(target)
+    with disk_errors(parent):
+        try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(target.with_name(f"{target.name}.partial.lock"))
+            with tempfile.TemporaryDirectory(prefix=".bloodcell-", dir=parent):
+                pass
+        except OSError as error:
+            if error.errno in DISK_ERRORS and error.errno != errno.EROFS:
+                raise
+            said = f"nothing can be written here: {os.strerror(error.errno or 0)}"
+            raise BadInput(said, parent, "choose another folder or a shorter name") from error
 
 
 def _sync_file_range() -> Callable[..., object] | None:

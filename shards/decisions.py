@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards.atomic import open_atomic
 from shards.errors import BadInput, nearest
+from shards.sources.table import delimiter_of
 
 COLUMNS = ("path", "decision", "reason")
 KEEP, DROP = "keep", "drop"
@@ -63,7 +64,7 @@ def _rows(path: Path) -> Iterable[tuple[str, dict[str, str]]]:
     """Yield (file:line, row) of a CSV with at least COLUMNS; the reason may be missing."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(file, strict=True, delimiter=delimiter_of(path))
             missing = [name for name in COLUMNS[:2] if name not in (reader.fieldnames or ())]
             if missing:
                 raise BadInput(f"no column {missing[0]!r}", path, f"its first line is {','.join(COLUMNS)}")
@@ -75,4 +76,5 @@ def _rows(path: Path) -> Iterable[tuple[str, dict[str, str]]]:
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:
-    return BadInput(f"the decisions cannot be read: {error}", path, f"give a CSV with {', '.join(COLUMNS)}")
+    fix = f"give a CSV in UTF-8 with the columns {', '.join(COLUMNS)}"
+    return BadInput(f"the decisions cannot be read: {error}", path, fix)

@@ -32,7 +32,7 @@ class Standing:
         features: FEATURES_DTYPE [samples].
         classes: names by label.
         parts: names of the parts.
-        fractions: the share that each part shall have; parts without one get no new images of their own.
+        fractions: the share that each part shall have; one without is a fixed test set: nothing joins it.
         seed: of the draws.
         appended: how often images have joined it before.
     """
@@ -165,7 +165,7 @@ def names_of(group: str) -> list[str]:
 
 
 def _place(standing: Standing, cleaned: Cleaned, clusters: list[_Cluster]) -> tuple[Placed, list[Reject]]:
-    """Give each new image a part and a group, or reject it because its cluster links two parts of the set."""
+    """Give each new image a part and a group, or reject it: its cluster links two parts, or it is of the fixed test."""
     placed: Placed = {}
     rejected: list[Reject] = []
     free = []
@@ -175,6 +175,12 @@ def _place(standing: Standing, cleaned: Cleaned, clusters: list[_Cluster]) -> tu
         if len(homes) > 1:
             said = " and ".join(f"{standing.samples[row].image.item.source} ({part})" for part, row in homes.items())
             rejected += [Reject(cleaned.images[i].item, "links two parts", said) for i in cluster.members]
+        elif homes.keys() - standing.fractions.keys():
+            there = standing.samples[next(iter(homes.values()))].image.item.source
+            said = f"a patient or a picture of {there}"
+            rejected += [
+                Reject(cleaned.images[i].item, "shared with the fixed test set", said) for i in cluster.members
+            ]
         elif homes:
             placed |= {i: (part, group) for part in homes for i in cluster.members}
         else:

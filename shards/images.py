@@ -15,8 +15,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp", "JPEG2000": "jp2"}
 """The formats that DALI decodes on every device, and their extension in a shard: content decides, not the name."""
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".jp2", ".gif"})
 """File names that are taken for images, without regard to case."""
+
+OTHER_PICTURES = frozenset(
+    {".avif", ".heic", ".heif", ".jxl", ".pgm", ".ppm", ".tga", ".psd", ".dng", ".cr2", ".nef", ".dcm"}
+    | {".czi", ".lif", ".nd2", ".svs", ".ndpi", ".mrxs", ".scn", ".vsi"}
+)
+"""File names of pictures and slides that the readers do not decode: they are never passed over in silence."""
 
 LEFT_OUT = {"TIFF": ("LA", "PA", "I", "F", "LAB"), "JPEG2000": ("LA",)}
 """Modes of these formats that DALI does not decode, or not to the same pixels."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import disk_errors
+from shards.atomic import check_place, disk_errors, existing_parent
 from shards.chunks import Chunk, cut, examination, examine_chunk, is_examined, listing_digest, load
 from shards.clean import Cleaned, clean
 from shards.compose import Contents, compose, personal_fields, warn_of_personal
@@ -25,6 +24,7 @@ from shards.parallel import available_cores, map_ordered, warm_up
 from shards.report import write_set_report
 from shards.sources import Listing, as_text
 from shards.sources.gather import Request, gathered
+from shards.sources.listing import class_names
 from shards.sources.options import SourceOptions
 from shards.treat import Treatment, check, parameters
 from shards.ways import split_record, way_of
@@ -176,7 +176,7 @@ def request(source: Path, target: Path, options: PackOptions) -> Request:
     """Return what the options ask to list; archives are unpacked beside the set."""
     return options.request(
         source,
-        _existing_parent(target),
+        existing_parent(target),
         keep_splits=options.keep_splits,
         merge_splits=options.merge_splits,
         test_from=options.test_from,
@@ -200,7 +200,7 @@ def _written(packing: Packing, work: Work) -> DatasetInfo:
     dropped = read_decisions(Path(options.decisions), set(items.each("source"))) if options.decisions else {}
     cleaned = clean(items, load(packing.chunks, items), options.near, dropped, packing.workers)
     give_back()
-    classes = items.distinct("label")
+    classes = class_names(items)
     _check_classes_left(classes, cleaned, packing.source)
     samples, division, cleaned, found = divide(
         cleaned,
@@ -232,17 +232,9 @@ def _written(packing: Packing, work: Work) -> DatasetInfo:
 
 def _check_target(target: Path) -> None:
     """Check, before hours of work, that the set can be written where it shall lie."""
-    refuse_existing(target)
-    parent = _existing_parent(target)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise BadInput("no set can be written here", parent, "choose a folder that you may write to")
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute().parent
-    while not os.path.lexists(path):
-        path = path.parent
-    return path
+    if target.name:
+        refuse_existing(target)
+    check_place(target)
 
 
 def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> None:

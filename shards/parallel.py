@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 import numpy as np  # noqa: F401  its threads can be limited only where it is loaded
@@ -58,7 +58,17 @@ def warm_up(*modules: str) -> None:
     """
     if os.name == "posix":
         forkserver.set_forkserver_preload(["shards.onethread", *modules])
+        _start_server()
+
+
+def _start_server() -> None:
+    """Start the process that workers are forked from; an interrupt is for the parent, which says so once."""
+    resource_tracker.ensure_running()  # on its own: it lets interrupts through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -76,6 +86,8 @@ def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) ->
         return
     # Not fork: this process may hold threads (the progress bar, pyarrow) whose locks a forked child would inherit.
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    if os.name == "posix":
+        _start_server()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         try:
             yield from mapped_ahead(pool, function, items, 4 * workers)

@@ -26,7 +26,7 @@ class Thresholds:
         bright: distance of the mean grey to white below this share of the median distance.
         clipped: share of pixels that are white in all channels, above the median share by this much.
         saturated: mean saturation 0..1 above the median by this much.
-        tiny_pixels: shorter side in pixels below this.
+        tiny_pixels: shorter side in pixels below this, unless the median image is as small.
         tiny: shorter side below this share of the set's median.
         aspect: width / height differs from the set's median by this factor.
         least: images that a class needs to be compared by itself.
@@ -83,6 +83,7 @@ def quality_flags(
     colour_z, colour_mid = robust_z(saturation, strata)
     _, clipped_mid = robust_z(clipped, strata)
     short = sizes.min(axis=1)
+    usual = np.median(short)
     shape = np.log(sizes[:, 0] / sizes[:, 1])
     t = thresholds
     found = {
@@ -90,7 +91,7 @@ def quality_flags(
         "dark": (light_z < -t.z) & (light < t.dark * light_mid),
         "bright": ((grey_z > t.z) & (255 - grey < t.bright * (255 - grey_mid))) | (clipped > clipped_mid + t.clipped),
         "saturated": (colour_z > t.z) & (saturation > colour_mid + t.saturated),
-        "tiny": (short < t.tiny_pixels) | (short < t.tiny * np.median(short)),
+        "tiny": ((short < t.tiny_pixels) & (usual >= t.tiny_pixels)) | (short < t.tiny * usual),
         "odd aspect": np.abs(shape - np.median(shape)) > np.log(t.aspect),
     }
     return [[name for name, hit in found.items() if hit[i]] for i in range(len(looks))]

@@ -19,7 +19,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from shards.appearance import look
-from shards.atomic import new_folder
+from shards.atomic import check_place, existing_parent, new_folder
 from shards.console import say, warn
 from shards.decisions import DROP, KEEP, write_decisions
 from shards.duplicates import LeftOut, connected, exact_groups, near_pairs
@@ -58,7 +58,8 @@ def scan(source: Path, target: Path, options: ScanOptions) -> dict[str, Any]:
         "report", "decisions", "table"}
 
     Raises:
-        BadInput: no images, a table or features that cannot be used, or `target` exists.
+        BadInput: no images or none that decodes, a table or features that cannot be used, or `target` exists or cannot
+            be made.
         EnvironmentFault: the disk is full or fails.
     """
     from shards.scan_report import write_scan_report
@@ -67,9 +68,9 @@ def scan(source: Path, target: Path, options: ScanOptions) -> dict[str, Any]:
         raise BadInput("the folder exists already", target, "choose another --out: decisions made there are kept")
     if options.workers < 0:
         raise BadInput(f"{options.workers} processes", "--workers", "give 1 or more, or 0 for one on each core")
-    scratch = next(parent for parent in target.absolute().parents if parent.is_dir())
+    check_place(target)
     # Pictures that are unpacked from an archive are there only for as long as they are listed.
-    with gathered(options.request(source, scratch, any_splits=True)) as listing:
+    with gathered(options.request(source, existing_parent(target), any_splits=True)) as listing:
         found = explore(listing, source, options)
         rows = suggestions(found)
         with new_folder(target) as folder:
@@ -112,7 +113,13 @@ def explore(listing: Listing, source: Path, options: ScanOptions) -> Findings:
     origins = {source: origin or folder for source, origin in names}
     say(f"{len(listing.items):,} images below {', '.join([str(source), *options.also])}")
     workers = options.workers or available_cores()
+    if options.features:
+        read_features(Path(options.features), [])  # a table that cannot be used is told before all images are read
     images, looks, rejected = examine_all(listing.items, workers, look)
+    if not images:
+        first = rejected[0]
+        what = f"none of the {len(rejected):,} images can be decoded, first {first.item.source}: {first.detail}"
+        raise BadInput(what, source, "mend the files, or give the folder of the images themselves")
     labels = [image.item.label for image in images]
     if options.features:
         values = read_features(Path(options.features), [image.item.source for image in images])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shlex
 from collections import Counter
 from collections.abc import Iterable
@@ -26,6 +28,9 @@ from shards.sources.options import SOURCE_FLAGS
 
 MOST_ROWS = 100
 MOST_TOLD = 8
+MOST_DECIDED = 20_000
+
+SCRIPT = Path(__file__).parent / "templates" / "decide.js"
 
 MEASURES = {
     "brightness": ("Brightness", "mean grey, 0 to 255"),
@@ -73,8 +78,20 @@ def write_scan_report(
         "sheets": [shown for flag in SHEETS if (shown := sheet(found, flag))],
         "thresholds": _thresholds(),
         "command": _command(source, target, options),
+        **_decisions(rows),
     }
     return write_page(path, environment(), "scan.html", content)
+
+
+def _decisions(rows: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """Return what the page needs to decide in it: the rows, and the one script that its browser may run, by its hash.
+
+    A page with more rows than MOST_DECIDED has no script: it would be as large as the table.
+    """
+    script = SCRIPT.read_text(encoding="utf-8") if len(rows) <= MOST_DECIDED else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    dropped = {source for source, word, _ in rows if word == DROP}
+    return {"rows": rows, "dropped": dropped, "script": script, "script_hash": f"sha256-{digest}"}
 
 
 def _classes(found: Findings) -> dict[str, Any]:
@@ -222,7 +239,7 @@ def _thresholds() -> list[tuple[str, str]]:
             f"distance to white below {t.bright:.0%} of the median, {like}; or {t.clipped:.0%} more pure white",
         ),
         ("saturated", f"mean saturation {t.saturated} above the median, {like}"),
-        ("tiny", f"shorter side below {t.tiny_pixels} pixels or {t.tiny:.0%} of the median"),
+        ("tiny", f"shorter side below {t.tiny_pixels} pixels where that is unusual, or {t.tiny:.0%} of the median"),
         ("odd aspect", f"width to height differs from the median by a factor of {t.aspect}"),
         (
             "outlier",

@@ -23,8 +23,10 @@ MOST_IN_CLUSTER = 6
 MOST_CROWDS = 8
 
 SHEETS = {
-    "outlier": "Look like nothing else in the set: foreign pictures, artefacts, rare appearances; by class.",
-    "unlike its class": "Lie far from all others of their class: another stain, another cell, an artefact.",
+    "outlier": "Look like nothing else in the set: foreign pictures, artefacts, rare appearances; by class. "
+    "2× is twice as far from its neighbours as is usual in the set.",
+    "unlike its class": "Lie far from all others of their class: another stain, another cell, an artefact. "
+    "2× is twice as far as usual.",
     "like another class": "Look more like another class than others of their own do: perhaps a wrong label.",
     **{flag: f"{about[0].upper()}{about[1:]}." for flag, about in FLAGS.items()},
 }

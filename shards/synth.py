@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from shards.atomic import disk_errors, new_folder
+from shards.atomic import check_place, disk_errors, new_folder
 from shards.console import progress
 from shards.defects import (
     SPOILT,
@@ -61,6 +61,7 @@ def synthesise(folder: Path, options: SynthOptions, workers: int = 1) -> dict:
     """
     begin = time.monotonic()
     folder = Path(folder).absolute()
+    check_place(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadInput("exists and is not an empty folder", folder, "give a new folder")
     if workers < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,20 @@ import pyarrow.parquet as pq
 
 from shards.console import progress, warn
 from shards.errors import BadInput
-from shards.format import INDEX_DTYPE, SAMPLES_SCHEMA, DatasetInfo, fingerprint, open_index, read_dataset, read_samples
+from shards.format import (
+    INDEX_DTYPE,
+    REJECTED_COLUMNS,
+    SAMPLES_SCHEMA,
+    DatasetInfo,
+    fingerprint,
+    open_index,
+    read_dataset,
+    read_samples,
+)
 from shards.parallel import map_ordered
 from shards.tar import RESTORE
 from shards.verify_shard import ShardTask, check_shard
+from shards.ways import named_splits
 from shards.work import is_growing
 
 KEY_PATTERN = "^[a-z0-9_]+$"
@@ -39,7 +50,8 @@ def verify(folder: Path, workers: int = 1) -> dict[str, Any]:
     """
     info = read_dataset(folder)
     _check_values(folder, info)
-    problems = _check_files(folder, info) + _check_sums(info) + check_table(folder, info)
+    problems = _check_files(folder, info) + _check_sums(info) + _check_rejected(folder, info)
+    problems += check_table(folder, info)
     tasks = _tasks(folder, info)
     found = list(progress(map_ordered(check_shard, tasks, workers), "checking shards", len(info.shards)))
     problems += [line for shard in found for line in shard.lines()]
@@ -103,7 +115,28 @@ def _check_sums(info: DatasetInfo) -> list[str]:
         unknown = sorted(set(names) - files)
         if unknown:
             problems.append(f"dataset.json: split {split} names {unknown[0]}, which is no shard of the set: {RESTORE}")
-    return problems
+    return problems or _check_splits(info)
+
+
+def _check_splits(info: DatasetInfo) -> list[str]:
+    """Check that each split has the shards that its parts give it: a shard in two splits would be a leak."""
+    told = named_splits(list(info.samples), info.shards)
+    wrong = sorted(name for name in told.keys() | info.splits.keys() if info.splits.get(name) != told.get(name))
+    return [f"dataset.json: split {name} has not the shards of its parts: {RESTORE}" for name in wrong]
+
+
+def _check_rejected(folder: Path, info: DatasetInfo) -> list[str]:
+    """Check that every image left out stands in rejected.csv."""
+    try:
+        with open(folder / "rejected.csv", newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file, strict=True)
+    except (OSError, ValueError, csv.Error) as error:
+        said = error.strerror if isinstance(error, OSError) else "damaged"
+        return [f"rejected.csv cannot be read ({said}): {RESTORE}"]
+    # An append that is under way has written its own rows already.
+    if tuple(head) == REJECTED_COLUMNS and len(rows[: info.rejected] if is_growing(folder) else rows) == info.rejected:
+        return []
+    return [f"rejected.csv does not name the {info.rejected:,} images left out ({len(rows):,} rows): {RESTORE}"]
 
 
 def check_table(folder: Path, info: DatasetInfo) -> list[str]:

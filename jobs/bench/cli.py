@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+from pathlib import Path
 from typing import Any
+
+from shards.atomic import write_json
+from shards.errors import BadInput
 
 BENCHES = {
     "data": ("jobs.bench.data", "the loader beside torchvision's ImageFolder and decode_image on the same files"),
@@ -39,11 +43,21 @@ def add_arguments(verb: str, parser: argparse.ArgumentParser) -> None:
         part = parts.add_parser(name, help=about, description=about, allow_abbrev=False)
         importlib.import_module(module).add_arguments(part)
         part.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+        part.add_argument("--save", type=Path, metavar="FILE", help="write that object into a file too")
 
 
 def run(verb: str, parsed: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Run a benchmark; return {machine, versions, command, rows} and the table."""
+    """Run a benchmark; return {machine, versions, date, command, rows} and the table.
+
+    Raises:
+        BadInput: there is no folder for --save; else as the benchmark.
+    """
     from jobs.bench.result import lines
 
+    if parsed.save and not parsed.save.absolute().parent.is_dir():
+        raise BadInput("there is no such folder", parsed.save.parent, "make it, or give --save another file")
     result = importlib.import_module(BENCHES[parsed.bench][0]).run_arguments(parsed)
-    return result.as_json(), lines(result)
+    found = result.as_json()
+    if parsed.save:
+        write_json(parsed.save, found)
+    return found, lines(result)

@@ -6,11 +6,13 @@ import io
 import os
 import platform
 import resource
+import shlex
 import shutil
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -58,21 +60,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """What one benchmark found, where, and the command that repeats it."""
+    """What one benchmark found, where and when (the day, UTC), and the command that repeats it."""
 
     command: str
     rows: list[Row]
     machine: dict[str, Any] = field(default_factory=lambda: machine())
     versions: dict[str, str] = field(default_factory=lambda: versions())
+    date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
 
     def as_json(self) -> dict[str, Any]:
-        """Return {machine, versions, command, rows}, ready for json.dumps."""
+        """Return {machine, versions, date, command, rows}, ready for json.dumps; paths of this machine are left out."""
         return {
             "machine": self.machine,
             "versions": self.versions,
-            "command": self.command,
+            "date": self.date,
+            "command": plain(self.command),
             "rows": [asdict(row) for row in self.rows],
         }
+
+
+def plain(command: str) -> str:
+    """Return a command line with the names of files and folders in place of their absolute paths."""
+    words = [str(Path(word).name) if word.startswith("/") else word for word in shlex.split(command)]
+    return shlex.join(words) if words != shlex.split(command) else command
 
 
 def measured(
@@ -164,7 +174,7 @@ def lines(result: Result, width: int | None = None) -> list[str]:
     room = width or (shutil.get_terminal_size().columns if sys.stdout.isatty() else TABLE_WIDTH)
     console = Console(file=text, width=room, force_terminal=False, highlight=False)
     console.print(_table(result))
-    return [result.command, *(line.rstrip() for line in text.getvalue().splitlines()), *_place(result)]
+    return [result.command, *(line.rstrip() for line in text.getvalue().splitlines()), *place(result.as_json())]
 
 
 def show(result: Result) -> None:
@@ -193,7 +203,10 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _place(result: Result) -> list[str]:
-    where = result.machine
-    packages = ", ".join(f"{name} {version}" for name, version in result.versions.items())
-    return [f"{where.get('cpu')}, {where.get('cores')} cores, {where.get('memory_gib')} GiB", packages]
+def place(result: dict[str, Any]) -> list[str]:
+    """Return where and when a result (as its JSON says) was measured, and with which versions: two lines."""
+    where = result["machine"]
+    packages = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    memory = f", {where['memory_gib']} GiB" if where.get("memory_gib") else ""
+    date = f"; {result['date']}" if result.get("date") else ""
+    return [f"{where.get('cpu')}, {where.get('cores')} cores{memory}{date}", packages]

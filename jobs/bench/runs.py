@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.bench.result import Result, Row, measured
+from jobs.bench.result import Result, Row, measured, plain
 from shards.errors import BadInput
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_recall", "macro_f1", "macro_auroc", "nll")
@@ -25,9 +25,9 @@ class RunsResult(Result):
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """Return {machine, versions, command, runs, rows}."""
+        """Return {machine, versions, date, command, runs, rows}."""
         known = super().as_json()
-        return {**{key: known[key] for key in ("machine", "versions", "command")}, "runs": self.runs, **known}
+        return {**{key: value for key, value in known.items() if key != "rows"}, "runs": self.runs, **known}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def run(named: Sequence[Named], split: str = "test", pairs: Sequence[tuple[str, 
     place = _read(named[0].parts[0] / "environment.json")
     machine = {"cpu": place.get("processor"), "cores": place.get("cores"), "system": place.get("system")}
     versions = {"python": place.get("python"), **place.get("versions", {})}
-    return RunsResult(command, rows, {**machine, "device": place.get("device")}, versions, told)
+    ended = max(run["date"] or "" for run in told.values())
+    return RunsResult(command, rows, {**machine, "device": place.get("device")}, versions, ended, told)
 
 
 def _judged(one: Named, split: str) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _about(one: Named, split: str) -> dict[str, Any]:
     config.get("model", {}).pop("weights", None)
     config.pop("tracking", None)
     return {
-        "commands": [_plain(s.get("command", "")) for s in status],
+        "commands": [plain(s.get("command", "")) for s in status],
         "split": split,
         "folds": len(one.parts) if len(one.parts) > 1 else 0,
         "samples": judged["samples"],
@@ -164,11 +165,6 @@ def _about(one: Named, split: str) -> dict[str, Any]:
         "date": datetime.fromtimestamp(ended, UTC).date().isoformat() if ended else None,
         "config": config,
     }
-
-
-def _plain(command: str) -> str:
-    """Return a command line with the names of files and folders in place of their paths."""
-    return shlex.join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -52,7 +52,10 @@ def unpack(archive: Path, folder: Path) -> int:
             missing = [f"{part}_labels" for part in parts if f"{part}_labels" not in names]
             if missing:
                 raise BadInput(f"the archive has no array {missing[0]}", archive, _FIX)
-            return sum(_unpack_part(content, part, archive, folder / part) for part in parts)
+            count = sum(_unpack_part(content, part, archive, folder / part) for part in parts)
+            if not count:
+                raise BadInput("the archive holds no images", archive, _FIX)
+            return count
     except FileNotFoundError:
         raise BadInput("no such file", archive, "check the path") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:

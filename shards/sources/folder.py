@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from shards.console import warn
 from shards.errors import BadInput
-from shards.sources.items import compile_pattern, find_group, spelling, split_part
+from shards.sources.items import as_text, compile_pattern, find_group, spelling, split_part
 from shards.sources.listing import Items, Listing, check_classes
 from shards.sources.walk import images_among, walk
+
+MOST_NAMED = 5
+"""Folders that a warning names."""
 
 
 def list_folder(root: Path, group_pattern: str | None = None) -> Listing:
@@ -46,6 +51,7 @@ def list_classes(root: Path, group_pattern: str | None = None, splits: Mapping[s
     if not images:
         raise BadInput("no images here", root, "give the folder that holds one folder of images for each class")
     split = _is_split(root, images, part_of)
+    _warn_of_empty(root, images, split)
 
     def folders(depth: int) -> Iterator[str]:
         return (source.split("/")[depth] for source in images.each("source"))
@@ -56,6 +62,19 @@ def list_classes(root: Path, group_pattern: str | None = None, splits: Mapping[s
     if pattern:
         known["group"] = (find_group(pattern, source) for source in images.each("source"))
     return Listing(images.replaced(**known), len(files) - len(images))
+
+
+def _warn_of_empty(root: Path, images: Items, split: bool) -> None:
+    """Say which folders stand where classes do and hold no image: a class would be missing without a word."""
+    depth = 2 if split else 1
+    held = {"/".join(source.split("/")[:depth]) for source in images.each("source")}
+    places = [root / top for top in sorted({name.split("/")[0] for name in held})] if split else [root]
+    there = [path for place in places for path in sorted(place.iterdir()) if os.path.isdir(path)]
+    names = [as_text(path.relative_to(root)) for path in there if not path.name.startswith(".")]
+    empty = [name for name in names if name not in held]
+    if empty:
+        more = f" and {len(empty) - MOST_NAMED:,} more" if len(empty) > MOST_NAMED else ""
+        warn(f"folders without an image are no classes: {', '.join(empty[:MOST_NAMED])}{more}")
 
 
 def _is_split(root: Path, images: Items, part_of: Callable[[str], str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +19,7 @@ from shards.images import IMAGE_SUFFIXES
 from shards.sources.archive import encoder, unpack
 from shards.sources.defined import list_defined, warn_of_counts
 from shards.sources.fixed import is_table, mark
-from shards.sources.folder import list_classes
+from shards.sources.folder import MOST_NAMED, list_classes
 from shards.sources.items import as_text
 from shards.sources.listing import Items, Listing, check_classes
 from shards.sources.origin import with_origins
@@ -99,6 +100,9 @@ def gathered(request: Request) -> Iterator[Listing]:
                 say(f"{definition.name}: {note}")
         if request.labels:
             listing = _relabelled(listing, Path(request.labels))
+        _warn_of_twins(listing.items, "label", "classes though their names look alike: --labels makes them one")
+        _warn_of_twins(listing.items, "group", "patients or slides though their names look alike: are they one?")
+        _check_groups(listing.items, request, definition)
         if not request.one_class:
             check_classes(listing.items, request.where)
         listing = replace(listing, items=listing.items.filed(request.scratch))
@@ -172,10 +176,49 @@ def _joined(listings: list[Listing], roots: tuple[Path, ...]) -> Listing:
 def _warn_of_unlabelled(items: Items) -> None:
     """Say how many images lie in the folders of those that a table names, and stand in no row of it."""
     named = {item.path for item in items}
-    beside = (path for folder in {path.parent for path in named} for path in folder.iterdir())
+    beside = (path for folder in {path.parent for path in named} for path in _inside(folder))
     left = sorted(path for path in beside if path.suffix.lower() in IMAGE_SUFFIXES and path not in named)
     if left:
         warn(f"{len(left):,} images beside those of the table have no label, first {left[0]}: passed over")
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:  # one may enter a folder whose names one may not read
+        return []
+
+
+def _check_groups(items: Items, request: Request, definition: Definition | None) -> None:
+    """Say which images have no patient though patients were asked for: they may end in any part of a split.
+
+    Raises:
+        BadInput: --group-pattern finds a group in no path.
+    """
+    asked = request.group_pattern or request.group_column or (definition.groups if definition else ())
+    without = [source for source, group in zip(items.each("source"), items.each("group"), strict=True) if not group]
+    if not asked or not without:
+        return
+    if len(without) == len(items) and request.group_pattern and not request.table:
+        raise BadInput(
+            f"the pattern {request.group_pattern!r} finds a group in no path, such as {without[0]}",
+            "--group-pattern",
+            "mend it: it is searched in paths below the folder, and its first (...) is the group",
+        )
+    warn(f"{len(without):,} of {len(items):,} images have no group, first {without[0]}: only copies are kept together")
+
+
+def _warn_of_twins(items: Items, column: str, said: str) -> None:
+    """Say which names look alike to a person: a slip of the keyboard makes a class, or a patient, of its own."""
+    alike: dict[str, list[str]] = {}
+    for name in items.distinct(column):
+        plain = unicodedata.normalize("NFKC", name).casefold().replace("_", " ")
+        alike.setdefault(" ".join(plain.split()), []).append(name)
+    twins = [names for names in alike.values() if len(names) > 1]
+    for names in twins[:MOST_NAMED]:
+        warn(f"{' and '.join(map(ascii, names))} are {len(names)} {said}")
+    if len(twins) > MOST_NAMED:
+        warn(f"so it is with {len(twins) - MOST_NAMED:,} more names")
 
 
 def _relabelled(listing: Listing, path: Path) -> Listing:

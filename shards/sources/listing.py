@@ -6,6 +6,7 @@ An `Item` with its path takes some 700 bytes, its row here 120: a listing of 10^
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -20,6 +21,8 @@ from shards.errors import BadInput
 from shards.mapped import let_go, mapped
 from shards.parallel import chunked
 from shards.sources.items import Item
+
+_WHOLE = re.compile("-?[0-9]{1,18}")
 
 _BLOCK = 1024
 """Items made at a time."""
@@ -198,6 +201,14 @@ class Listing:
     items: Items
     ignored: int
     encoder: str = ""
+
+
+def class_names(items: Items) -> list[str]:
+    """Return the classes in the order of their indexes: by name, but whole numbers by size, so that 2 precedes 10."""
+    names = items.distinct("label")
+    if all(_WHOLE.fullmatch(name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return names
 
 
 def check_classes(items: Items, where: Path) -> None:

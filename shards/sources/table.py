@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -45,20 +46,18 @@ def list_table(
             fix = nearest(asked, content.column_names) or f"the columns are {', '.join(content.column_names)}"
             raise BadInput(f"no column {asked!r}", table, fix)
     found = group_column or next((name for name in GROUP_COLUMNS if name in content.column_names), None)
-    paths = [str(value) for value in content.column(path_column).to_pylist()]
-    labels = content.column(label_column).to_pylist()
-    groups = content.column(found).to_pylist() if found else [None] * len(paths)
+    paths = [_text(value) for value in content.column(path_column).to_pylist()]
+    labels = _texts(content, label_column)
+    groups = _texts(content, found) if found else [""] * len(paths)
     parts = _parts(content, table) if keep_splits else [""] * len(paths)
-    origins = content.column(source_column).to_pylist() if source_column else [None] * len(paths)
+    origins = _texts(content, source_column) if source_column else [""] * len(paths)
     items = []
     rows = zip(paths, labels, groups, parts, origins, strict=True)
     for line, (source, label, group, part, origin) in enumerate(rows, 2):
-        if label is None or str(label) == "":
+        if not label:
             raise BadInput("a row has no label", f"{table}:{line}", "give each image a label or leave its row out")
-        if not (root / source).is_file():
-            raise BadInput(f"the table names a file that does not exist: {source}", f"{table}:{line}", "mend the path")
-        named = ["" if value is None else str(value) for value in (group, origin)]
-        items.append(Item(root / source, source, str(label), named[0], part, named[1]))
+        _check_file(root, source, f"{table}:{line}")
+        items.append(Item(root / source, source, label, group, part, origin))
     doubled = len(items) - len({item.source for item in items})
     if doubled:
         raise BadInput(f"{doubled} paths stand in the table twice", table, "keep one row for each file")
@@ -69,20 +68,68 @@ def list_table(
     return Listing(listed, 0)
 
 
+def _texts(content: pa.Table, column: str) -> list[str]:
+    """Return a column as text; what is missing is "". Blanks around a label or a patient are no part of it."""
+    return [_text(value).strip() for value in content.column(column).to_pylist()]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return "" if value is None or value != value else str(value)  # NaN, as pandas writes a missing cell, is not itself
+
+
+def _check_file(root: Path, source: str, where: str) -> None:
+    """Raise BadInput where a row of a table names no file."""
+    try:
+        if source and (root / source).is_file():
+            return
+        said = f"the table names a file that does not exist: {source}" if source else "a row has no path"
+    except OSError as error:
+        said = f"the table names a file that cannot be looked at: {source[:200]} ({os.strerror(error.errno or 0)})"
+    fix = "mend the path"
+    if "://" in source:
+        fix = "fetch the images first and give their paths"
+    elif "\\" in source:
+        fix = "write / between the folders of a path"
+    raise BadInput(said, where, fix)
+
+
 def read_table(table: Path) -> pa.Table:
     """Read a CSV, TSV or parquet file; the cells of text files stay text. Raises BadInput if that fails."""
     try:
-        if table.suffix == ".parquet":
-            return pyarrow.parquet.read_table(table)
-        delimiter = "\t" if table.suffix in (".tsv", ".tab") else ","
-        parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        if table.suffix.lower() == ".parquet":
+            return _distinct(pyarrow.parquet.read_table(table), table)
+        parse = pyarrow.csv.ParseOptions(delimiter=delimiter_of(table), newlines_in_values=True)
         with pyarrow.csv.open_csv(table, parse_options=parse) as reader:
             names = reader.schema.names
         # Everything is text: patient 007 is not patient 7, and a class may be called 1e3 or 2020-01-01.
         convert = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-        return pyarrow.csv.read_csv(table, parse_options=parse, convert_options=convert)
-    except (OSError, pa.ArrowException) as error:
-        raise BadInput(f"the table cannot be read: {error}", table, "give a CSV, TSV or parquet file") from error
+        return _distinct(pyarrow.csv.read_csv(table, parse_options=parse, convert_options=convert), table)
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+        fix = "give a CSV or TSV file in UTF-8, or a parquet file"
+        raise BadInput(f"the table cannot be read: {error}", table, fix) from error
+
+
+def delimiter_of(table: Path) -> str:
+    """Return what stands between the cells of a text file, from its first line.
+
+    Programs write semicolons where the comma is used in numbers.
+    """
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        first = file.readline(1 << 16)
+    found = [mark for mark in ",\t;" if mark in first]
+    return max(found, key=first.count) if found else ","
+
+
+def _distinct(content: pa.Table, table: Path) -> pa.Table:
+    """Return the table without columns that have no name; raises BadInput where two have the same."""
+    content = content.select([place for place, name in enumerate(content.column_names) if name])
+    names = content.column_names
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise BadInput(f"two columns are called {doubled!r}", table, "rename one of them")
+    return content
 
 
 def _parts(content: pa.Table, table: Path) -> list[str]:

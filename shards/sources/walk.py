@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from shards.console import warn
 from shards.errors import BadInput
-from shards.images import IMAGE_SUFFIXES
+from shards.images import IMAGE_SUFFIXES, OTHER_PICTURES
 from shards.sources.items import Item, as_text
 from shards.sources.listing import Items
+
+SYSTEMS_OWN = ("@eaDir", "__MACOSX")
+"""Folders of a network disk's previews and of a Mac's archives; those that begin with a dot are known by that."""
 
 
 def walk(root: Path) -> Items:
@@ -29,9 +35,26 @@ def files_below(root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def images_among(files: Items) -> Items:
-    """Return the files that are called like images."""
-    called = [Path(source).suffix.lower() in IMAGE_SUFFIXES for source in files.each("source")]
-    return files if all(called) else files.taken(np.flatnonzero(called))
+    """Return the files that are called like images; warn of other formats and of a system's own folders."""
+    suffixes = [sys.intern(Path(source).suffix.lower()) for source in files.each("source")]
+    own = [_is_systems_own(source) for source in files.each("source")]
+    others = Counter(suffix for suffix in suffixes if suffix in OTHER_PICTURES)
+    if others:
+        first = files[next(i for i, suffix in enumerate(suffixes) if suffix in OTHER_PICTURES)].source
+        said = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common())
+        warn(f"pictures in formats that are not read are passed over ({said}), first {first}: convert them to PNG")
+    found = [suffix in IMAGE_SUFFIXES for suffix in suffixes]
+    hidden = np.flatnonzero(np.array(found, bool) & np.array(own, bool))
+    if len(hidden):
+        first = files[int(hidden[0])].source
+        warn(f"{len(hidden):,} images in hidden folders are passed over, first {first}: trash, previews, checkpoints")
+    taken = np.array(found, bool) & ~np.array(own, bool)
+    return files if taken.all() else files.taken(np.flatnonzero(taken))
+
+
+def _is_systems_own(source: str) -> bool:
+    """Whether a path lies in a folder that no person made: of a trash, of previews, of a notebook's checkpoints."""
+    return any(folder.startswith(".") or folder in SYSTEMS_OWN for folder in source.split("/")[:-1])
 
 
 def _walk(folder: Path, root: Path, above: set[tuple[int, int]]) -> Iterator[tuple[Path, str]]:

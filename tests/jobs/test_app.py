@@ -126,20 +126,6 @@ def test_who_asks_for_other_files_is_refused(server: Server) -> None:
         urllib.request.urlopen(server.url, timeout=60)
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser that finds no other host."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("there is no chromium")
-    alone = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=alone)
-        yield browser
-        browser.close()
-
-
 def test_results_and_errors_are_shown(chromium: Any, server: Server, drawn: Path, tmp_path: Path) -> None:
     odd = tmp_path / "a ${1+1} <img src=x onerror=alert(1)> b.jpg"
     odd.write_text("no image")

@@ -35,7 +35,7 @@ def test_a_quick_run_is_exact_and_holds_less_than_a_permutation() -> None:
     assert memory.ratio < 0.5
     assert all(row.value > 0 for row in result.rows if row.unit in ("s", "us", "ids/s", "MiB"))
     found = json.loads(json.dumps(result.as_json(), allow_nan=False))
-    assert set(found) == {"machine", "versions", "command", "rows"}
+    assert set(found) == {"machine", "versions", "date", "command", "rows"}
     assert set(found["rows"][0]) == {"name", "value", "unit", "low", "high", "baseline", "ratio"}
     assert found["command"].startswith("bloodcell bench order --ranks 8 --samples 20000")
 
@@ -141,11 +141,12 @@ def test_ratios_are_taken_repeat_by_repeat() -> None:
 
 def test_the_table_shows_every_figure_and_where_it_was_measured() -> None:
     rows = [measured("ours", [1, 2, 3], "s", "theirs", [4, 8, 12]), Row("theirs", 123456.7, "images/s")]
-    result = Result("bloodcell bench x", rows, {"cpu": "CPU", "cores": 2, "memory_gib": 4.0}, {"python": "3.11"})
+    where = {"cpu": "CPU", "cores": 2, "memory_gib": 4.0}
+    result = Result("bloodcell bench x", rows, where, {"python": "3.11"}, "2026-11-20")
     shown = lines(result, width=100)
     text = "\n".join(shown)
     assert shown[0] == "bloodcell bench x"
-    assert shown[-2:] == ["CPU, 2 cores, 4.0 GiB", "python 3.11"]
+    assert shown[-2:] == ["CPU, 2 cores, 4.0 GiB; 2026-11-20", "python 3.11"]
     assert "0.25 x theirs" in text
     assert "123,457" in text
     assert max(map(len, shown)) <= 100

@@ -294,7 +294,7 @@ def test_a_place_that_may_not_be_written_to_is_refused_before_any_work(locked: P
     locked.chmod(0o555)
     done = without_rights("pack", "in", "SET", "--workers", 1, cwd=locked)
     assert done.code == 2, done.err
-    assert "no set can be written here" in clear_line(done)
+    assert "nothing can be written here: Permission denied" in clear_line(done)
     assert "examining" not in done.err
 
 

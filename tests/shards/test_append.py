@@ -166,6 +166,47 @@ def test_patients_of_the_set_stay_in_their_part_and_nothing_links_two(tmp_path: 
     assert verify(target)["ok"]
 
 
+def test_the_patients_of_the_set_are_found_in_new_images_too(tmp_path: Path) -> None:
+    def files(first: int) -> dict[str, bytes]:
+        return {f"{'ab'[k % 2]}/{first}_p{k}.png": noise(first + k) for k in range(20)}
+
+    target = tmp_path / "set"
+    pack(fill(tmp_path / "old", files(100)), target, replace(ONE, group_pattern=PATIENT))
+    append(fill(tmp_path / "new", files(300)), target, ONE)
+    parts = {(row["group"], row["split"]) for row in rows(target)}
+    assert len(rows(target)) == 40
+    assert len(parts) == 20
+    with pytest.raises(BadInput, match=r"finds a group in no path, such as a/new0.png"):
+        append(fill(tmp_path / "nameless", fresh(1)), target, ONE)
+    lines = ["path,label,patient", *(f"{name},{name[0]},{name.split('_')[1]}" for name in files(100))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    pack(tmp_path / "old", tmp_path / "other", replace(ONE, table=str(tmp_path / "t.csv")))
+    with pytest.raises(BadInput, match=r"has patients or slides \(such as .*none of the new images names one"):
+        append(tmp_path / "nameless", tmp_path / "other", ONE)
+    assert append(tmp_path / "nameless", tmp_path / "other", replace(ONE, group_pattern=".+"))["packed"] == 22
+
+
+@pytest.mark.parametrize("beside", [{}, {"folds": 4}], ids=str)
+def test_nothing_joins_a_fixed_test_set(tmp_path: Path, beside: dict[str, Any]) -> None:
+    target, fixed = (
+        tmp_path / "set",
+        fill(tmp_path / "fixed", {f"{c}/t{i}_p7.png": noise(4000 + i) for i, c in enumerate("ab")}),
+    )
+    options = replace(OPTIONS, also=(str(fixed),), test_from="fixed", group_pattern=PATIENT, **beside)
+    pack(fill(tmp_path / "old", plain(20)), target, options)
+    new = fresh(2) | {"a/side.png": turned(4000), "b/same.png": noise(4001), "a/more_p7.png": noise(4100)}
+    result = append(fill(tmp_path / "new", new), target, replace(ONE, group_pattern=PATIENT))
+    assert {name: reason for name, (reason, _) in rejects(target).items()} == {
+        "a/side.png": "shared with the fixed test set",
+        "a/more_p7.png": "shared with the fixed test set",
+        "b/same.png": "exact duplicate",
+    }
+    assert result["appended"]["packed"] == 4
+    assert sum(row["source"].startswith("fixed/") for row in rows(target)) == 2
+    assert sum(row["split"] == ("fixed_test" if beside else "test") for row in rows(target)) == 2
+    assert verify(target)["ok"]
+
+
 def test_a_set_may_grow_several_times(tmp_path: Path) -> None:
     target = tmp_path / "set"
     pack(fill(tmp_path / "old", plain(40)), target, OPTIONS)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
+from base64 import b64encode
 from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +224,12 @@ def test_scan_writes_a_table_decisions_and_a_page(planted: Path, scanned: Path) 
         assert (by_path[row["path"]]["decision"], by_path[row["path"]]["reason"]) == (row["decision"], row["reason"])
     page = (scanned / "report.html").read_text(encoding="utf-8")
     assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "<script" not in page
+    own = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    allowed = re.findall(r"script-src '(.*?)'\">", page)
+    assert allowed == [f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}" for text in own]
+    told = json.loads(re.findall(r'<script type="application/json" id="rows">(.*?)</script>', page, re.DOTALL)[0])
+    assert told == [list(row.values()) for row in decisions]
+    assert page.count("<script") == 2
     for heading in ("Shortcuts", "Exact duplicates", "One picture under several labels", "Outlier", "Blurry"):
         assert heading in page
     with pytest.raises(BadInput, match="exists already"):

@@ -77,6 +77,8 @@ def write_set(folder: Path) -> DatasetInfo:
         rows += more
     write_samples(folder, [pa.RecordBatch.from_pylist(rows, schema=SAMPLES_SCHEMA)], len(rows))
     info = describe(shards, rows)
+    rejected = ["source,class,reason,detail", "blast/a.jpg,blast,empty,0 bytes", "blast/b.jpg,blast,empty,0 bytes"]
+    (folder / "rejected.csv").write_text("\n".join(rejected) + "\n")
     write_dataset(folder, info)
     return info
 
@@ -330,6 +332,11 @@ def test_a_changed_index_of_samples_is_found(folder: Path) -> None:
         ({"classes": ["lymphocyte", "blast"]}, "label and class"),
         ({"samples": {"train": {"blast": 7, "lymphocyte": 6}, "val": {"blast": 2, "lymphocyte": 2}}}, "part test"),
         ({"splits": {"train": ["train-000007.tar"]}}, "train-000007.tar"),
+        (
+            {"splits": {"train": ["test-000003.tar"], "val": ["val-000002.tar"], "test": ["test-000003.tar"]}},
+            "split train",
+        ),
+        ({"splits": {"train": ["train-000000.tar", "train-000001.tar"], "val": ["val-000002.tar"]}}, "split test"),
     ],
 )
 def test_a_dataset_json_that_does_not_fit_is_found(folder: Path, changed: dict[str, Any], said: str) -> None:
@@ -354,6 +361,14 @@ def test_an_impossible_dataset_json_is_refused(folder: Path, changed: dict[str, 
     write_dataset(folder, replace(info, shards=[replace(info.shards[0], **changed), *info.shards[1:]]))
     with pytest.raises(BadInput):
         verify(folder)
+
+
+@pytest.mark.parametrize("rows", ["", "source,class,reason,detail\na,b,empty,0 bytes\n", "junk\n1\n2\n", None])
+def test_a_list_of_rejected_images_that_does_not_fit_is_found(folder: Path, rows: str | None) -> None:
+    (folder / "rejected.csv").unlink()
+    if rows is not None:
+        (folder / "rejected.csv").write_text(rows)
+    assert any("rejected.csv" in line for line in verify(folder)["problems"])
 
 
 def leak(folder: Path, leaks: int) -> None:
