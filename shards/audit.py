@@ -3,13 +3,12 @@
 It looks at the finished rows, knows nothing of how they were grouped, and does not use the hashes that large sets are
 searched by. Pictures in different parts are compared by the correlation of their low frequencies in all eight
 orientations (`shards.lowfrequency`); pairs that correlate are aligned and compared pixel by pixel
-(`shards.alignment`).
+(`shards.alignment`); where very many are alike, the most similar ones of each picture.
 
 Every pair of pictures in different parts is compared where that is affordable (some 2 * 10^4 images in seconds).
-Beyond, the set is cut several times into cells of similar pictures (random projection trees: Dasgupta and Freund,
-"Random projection trees and low dimensional manifolds", STOC 2008) and pairs within a cell are compared. Either way
-the audit then tries itself: copies of pictures of the set, cropped and turned, go through the same search, and the
-share that it finds is reported.
+Beyond, the set is cut several times into cells of similar pictures (`shards.trees`) and pairs within a cell are
+compared. Either way the audit then tries itself: copies of pictures of the set, cropped and turned, go through the
+same search, and the share that it finds is reported.
 """
 
 from __future__ import annotations
@@ -23,12 +22,15 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from shards.alignment import compare
+from shards.closest import closest
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, orient
 from shards.heap import give_back
-from shards.lowfrequency import SIDE, alike, describe, turned
-from shards.parallel import threaded
-from shards.spooled import Records, blocks
+from shards.lowfrequency import SIDE, Crowd, alike, described, turned
+from shards.mapped import let_go
+from shards.parallel import chunked, threaded
+from shards.spooled import Records, alongside, blocks
+from shards.trees import INVARIANTS, cells, invariants
 
 CORRELATION = (
     0.9  # not below what the search before the split uses for any number of images: what it grouped cannot leak
@@ -37,12 +39,19 @@ AFFORDABLE = 4e8  # pairs that are all compared, 5 to 10 s on two cores; more th
 # Correlation of low frequencies that makes a pair worth aligning: where all pairs are compared, and in cells. Copies
 # cropped by 3 % a side have 0.82 and more, fields that were photographed twice, shifted by 6 %, 0.6.
 _SIMILAR = {True: 0.6, False: 0.7}
-_TREES, _CELL = 12, 2048  # ways to cut a large set, and images in a cell at most
+_TREES, _CELL = 20, 1024  # ways to cut a large set, and images in a cell at most
 _TRIALS = 400
 _COMPARED = 1 << 16  # pairs aligned before the next ones are looked at
+_ROOM, _EACH = 1 << 19, 8  # similar pairs that are all aligned; of more, the most similar of each image, at least _EACH
+_CROWDED = 1 << 15  # similar pairs in a block of descriptors and one orientation from which only the most similar count
 _STRIP = 512  # rows that a thread is given at a time
+_JOINED = 16  # of which so many are joined with what was found before
+BOUNDED = "very many pictures in different parts are alike: only the most similar ones of each were aligned"
 EXAMPLES = 20  # leaks that dataset.json lists, at most; all are counted
 _CROP = 0.03  # share of the side that a trial copy loses at each edge, at most
+
+
+_Similar = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ class Audit:
         exhaustive: whether all were compared.
         trials: copies that the audit made to try itself, cropped by up to 3 % a side, in all orientations.
         found: how many of them it found.
+        bounded: whether so many pairs were similar that only the most similar ones of each picture were aligned.
     """
 
     leaks: list[Leak]
@@ -76,6 +86,7 @@ class Audit:
     exhaustive: bool
     trials: int
     found: int
+    bounded: bool = False
 
 
 def audit(
@@ -108,7 +119,10 @@ def audit(
         )
     leaks = _shared(parts, ((row, group) for row, group in enumerate(groups) if group), "group")
     leaks += _shared(parts, _repeated(digests), "exact")
-    names, part = np.unique(np.asarray(parts, dtype=str), return_inverse=True)
+    give_back()
+    names = sorted(set(parts))
+    places = {name: place for place, name in enumerate(names)}
+    part = np.array([places[name] for name in parts], np.int64)
     sizes = np.bincount(part, minlength=len(names)).astype(object)  # Python's integers do not overflow
     pairs = (sum(sizes) ** 2 - sum(sizes**2)) // 2
     search = _Search(part, thumbnails, exhaustive=pairs <= affordable, workers=workers)
@@ -116,7 +130,7 @@ def audit(
         if digests[a] != digests[b]:
             leaks.append(Leak("near", a, b, f"aligned correlation {value:.3f}, in {parts[a]} and {parts[b]}"))
     trials, found = search.trials(correlation)
-    return Audit(leaks, correlation, int(pairs), search.compared, search.exhaustive, trials, found)
+    return Audit(leaks, correlation, int(pairs), search.compared, search.exhaustive, trials, found, search.bounded)
 
 
 def summary(
@@ -138,6 +152,7 @@ def summary(
         "exhaustive": result.exhaustive,
         "trial_copies": result.trials,
         "trial_copies_found": result.found,
+        **({"pairs_bounded": BOUNDED} if result.bounded else {}),
         "leaks": len(result.leaks),
         "leaks_by_kind": {kind: kinds.count(kind) for kind in ("group", "exact", "near")},
         "examples": [
@@ -182,28 +197,31 @@ class _Search:
 
     def __init__(self, part: NDArray[np.int64], thumbnails: Records, *, exhaustive: bool, workers: int) -> None:
         self.part, self.thumbnails, self.exhaustive, self.workers = part, thumbnails, exhaustive, workers
-        self.compared, self.least = 0, _SIMILAR[exhaustive]
+        self.compared, self.bounded, self.least = 0, False, _SIMILAR[exhaustive]
         rng = np.random.RandomState(0)
         self.tried = rng.permutation(len(part))[:_TRIALS]
         self.copies = _cropped_copies(thumbnails[self.tried], rng)
-        self.descriptors = describe(thumbnails, self.copies, np.int16)
+        found = described(thumbnails, self.copies, np.int16)
+        self.descriptors = alongside(thumbnails, found, np.int16, SIDE * SIDE)
         self.cells = [np.zeros(len(self.descriptors), np.int32)]
         if not exhaustive:
-            points = np.concatenate([_invariants(part) for part in blocks(self.descriptors)])
-            self.cells = [_cells(points, _CELL, rng) for _ in range(_TREES)]
+            points = alongside(thumbnails, map(invariants, blocks(self.descriptors)), np.int16, INVARIANTS)
+            self.cells = [alongside(thumbnails, [cells(points, _CELL, rng)], np.int32) for _ in range(_TREES)]
         give_back()
 
     def near(self, correlation: float) -> Iterator[tuple[int, int, float]]:
         """Yield (a, b, aligned correlation) of the near-duplicates in different parts, a < b, in order."""
         rows = len(self.part)
-        codes = np.zeros(0, np.int64)
+        codes, likeness = np.zeros(0, np.int64), np.zeros(0, np.float32)
         with threadpool_limits(1):
-            for cells in self.cells:  # one after the other: the jobs of all of them would take much memory
-                jobs = list(self._jobs(cells))
+            for tree in self.cells:  # one after the other: the jobs of all of them would take much memory
+                jobs = list(self._jobs(tree))
                 self.compared += sum(len(few) * len(others) for few, others in jobs)
-                codes = np.unique(
-                    np.concatenate([codes, *threaded(lambda job: self._similar(*job), jobs, self.workers)])
-                )
+                found = threaded(lambda job: self._similar(*job), jobs, self.workers)
+                for some in chunked(found, _JOINED):
+                    codes, likeness = self._joined([(codes, likeness), *some])
+                let_go()
+        give_back()
         best: dict[tuple[int, int], float] = {}
         for start in range(0, len(codes), _COMPARED):
             pairs, turns = np.divmod(codes[start : start + _COMPARED], ORIENTATIONS)
@@ -216,9 +234,11 @@ class _Search:
 
     def trials(self, correlation: float) -> tuple[int, int]:
         """Return how many copies were made and how many of them the search finds."""
+        give_back()
         rows = len(self.part)
         own, copied = (self.descriptors[some].astype(np.float32) for some in (self.tried, slice(rows, None)))
-        meets = np.any([cells[rows:] == cells[self.tried] for cells in self.cells], axis=0)
+        let_go()
+        meets = np.any([tree[rows:] == tree[self.tried] for tree in self.cells], axis=0)
         fits = np.zeros(len(self.tried), bool)
         for turn in range(ORIENTATIONS):
             like = turned(own, turn)
@@ -228,55 +248,33 @@ class _Search:
             fits[chosen[aligned >= correlation]] = True
         return len(fits), int(fits.sum())
 
-    def _jobs(self, cells: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def _jobs(self, tree: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """Yield rows of one part and rows of other parts in the same cell, to be compared with each other."""
-        order = np.argsort(cells[: len(self.part)], kind="stable")
-        for members in np.split(order, np.flatnonzero(np.diff(cells[order])) + 1):
+        order = np.argsort(tree[: len(self.part)], kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(tree[order])) + 1):
             by_part = [members[self.part[members] == part] for part in np.unique(self.part[members])]
             by_part.sort(key=len)
             for place, few in enumerate(by_part[:-1]):
                 others = np.concatenate(by_part[place + 1 :])
                 yield from ((few[start : start + _STRIP], others) for start in range(0, len(few), _STRIP))
 
-    def _similar(self, few: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return codes (a * rows + b) * 8 + orientation of the similar ones: turned b, of the few, is like a."""
-        rows, codes = len(self.part), [np.zeros(0, np.int64)]
+    def _similar(self, few: NDArray[np.int64], others: NDArray[np.int64]) -> _Similar:
+        """Return codes (a * rows + b) * 8 + orientation of the similar ones, turned b, of the few, is like a; how."""
+        rows = len(self.part)
+        found = [(np.zeros(0, np.int64), np.zeros(0, np.float32))]
         first, second = (self.descriptors[some].astype(np.float32) for some in (few, others))
-        for one, other, turn, _ in alike(first, second, self.least):
-            codes.append((others[other] * rows + few[one]) * ORIENTATIONS + turn)
-        return np.concatenate(codes)
+        crowd = Crowd(_CROWDED, max(_EACH, _ROOM // rows))
+        for one, other, turn, values in alike(first, second, self.least, crowd):
+            found.append(((others[other] * rows + few[one]) * ORIENTATIONS + turn, values))
+        self.bounded |= crowd.met
+        return self._joined(found)
 
-
-def _invariants(descriptors: NDArray) -> NDArray:
-    """Return numbers of the lowest frequencies that are the same in all eight orientations, [n, 24].
-
-    Turning a picture swaps (u, v) with (v, u), and changes signs unless both are even.
-    """
-    even = np.arange(5) % 2 == 0
-    lowest = descriptors.reshape(-1, SIDE, SIDE)[:, :5, :5]
-    lowest = np.where(np.outer(even, even), lowest, np.abs(lowest))
-    u, v = np.triu_indices(5, 1)
-    more, less = np.maximum(lowest[:, u, v], lowest[:, v, u]), np.minimum(lowest[:, u, v], lowest[:, v, u])
-    diagonal = lowest[:, range(1, 5), range(1, 5)]
-    return np.concatenate([more, less, diagonal], axis=1)
-
-
-def _cells(points: NDArray, most: int, rng: np.random.RandomState) -> NDArray[np.int32]:
-    """Return the cell of each point: halved at the median of random directions until none holds more than `most`."""
-    cell = np.zeros(len(points), np.int32)
-    todo = [np.arange(len(points))]
-    count = 0
-    while todo:
-        members = todo.pop()
-        if len(members) <= most:
-            cell[members] = count
-            count += 1
-            continue
-        direction = np.asarray(rng.normal(size=points.shape[1]), np.float32)
-        along = np.concatenate([part @ direction for part in blocks(points, members)])
-        order = np.argsort(along, kind="stable")
-        todo += [members[order[: len(members) // 2]], members[order[len(members) // 2 :]]]
-    return cell
+    def _joined(self, found: list[_Similar]) -> _Similar:
+        """Return each pair once; of too many the most similar of each picture."""
+        codes, first = np.unique(np.concatenate([codes for codes, _ in found]), return_index=True)
+        values = np.concatenate([values for _, values in found])[first]
+        self.bounded |= len(codes) > _ROOM
+        return closest(codes, values, len(self.part), _ROOM, _EACH)
 
 
 def _cropped_copies(thumbnails: NDArray[np.uint8], rng: np.random.RandomState) -> NDArray[np.uint8]:

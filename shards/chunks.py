@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import PIL
@@ -27,7 +27,8 @@ from shards.atomic import open_atomic
 from shards.errors import EnvironmentFault
 from shards.examine import CHUNK, Image, Reject, look
 from shards.features import FEATURES_DTYPE, compute
-from shards.seen import RECORD_DTYPE, Images, Kind
+from shards.mapped import mapped
+from shards.seen import RECORD_DTYPE, Filed, Images, Kind
 from shards.sources import Items
 from shards.spooled import Records, spooled
 from shards.treat import Treatment, parameters
@@ -198,34 +199,43 @@ class Found(NamedTuple):
 
 
 def load(chunks: Sequence[Chunk], items: Items) -> Found:
-    """Return what was found in all chunks of a listing of `items`; the features lie in a file beside them.
+    """Return what was found in all chunks of a listing of `items`; it lies in files beside them.
 
     Raises:
         EnvironmentFault: a chunk was there a moment ago and is not, or is damaged.
     """
-    seen, kinds, count, first = np.zeros(len(items), RECORD_DTYPE), dict[Kind, int](), 0, 0
+    kinds, first = dict[Kind, int](), 0
     rejected: list[Reject] = []
+    features: Records = np.empty(0, FEATURES_DTYPE)
+    if not chunks:
+        return Found(Images(items, np.empty(0, RECORD_DTYPE), []), features, rejected)
 
-    def records(chunk: Chunk) -> np.ndarray:
-        nonlocal count, first
+    seen = Filed(len(items))
+
+    def measured(chunk: Chunk, file: BinaryIO) -> np.ndarray:
+        nonlocal first
         table = _read(chunk)
         if table is None:
             raise EnvironmentFault("what was found of some images is gone", chunk.path, "start again to go on")
         usable = pc.is_null(table["reason"]).to_numpy()
         rows = table.filter(pa.array(usable))
-        part = seen[count : count + rows.num_rows]
+        part = np.empty(rows.num_rows, RECORD_DTYPE)
         _fill(part, rows, kinds, chunk)
         part["item"] = first + np.flatnonzero(usable)
         for place in np.flatnonzero(~usable).tolist():
             reason, detail = table["reason"][place].as_py(), table["detail"][place].as_py()
             rejected.append(Reject(chunk.items[place], sys.intern(reason), detail))
-        count, first = count + len(part), first + len(chunk.items)
+        seen.write(file, part)
+        first += len(chunk.items)
         return _packed(rows["features"], FEATURES_DTYPE)
 
-    features: Records = np.empty(0, FEATURES_DTYPE)
-    if chunks:
-        features = spooled(map(records, chunks), FEATURES_DTYPE, chunks[0].folder / "features.bin")
-    return Found(Images(items, seen[:count], list(kinds)), features, rejected)
+    def write(file: BinaryIO) -> None:
+        nonlocal features
+        parts = (measured(chunk, file) for chunk in chunks)
+        features = spooled(parts, FEATURES_DTYPE, chunks[0].folder / "features.bin")
+
+    data = mapped(write, chunks[0].folder)
+    return Found(Images(items, seen.columns(data), list(kinds)), features, rejected)
 
 
 def _fill(part: np.ndarray, rows: pa.Table, kinds: dict[Kind, int], chunk: Chunk) -> None:

@@ -80,15 +80,10 @@ def clean(
 
 
 def bounds(left_out: LeftOut) -> dict[str, object]:
-    """Return what the findings say of a search that had to leave pairs out; {} if it left out none."""
-    found: dict[str, object] = {}
-    if left_out.joined:
-        found["near_pairs_known"] = left_out.joined
-    if left_out.far:
-        found["near_pairs_bounded"] = "only the closest of each image or of the set"
-    if found:
-        warn("very many pictures are alike: not all pairs of them were compared; dataset.json says what was left out")
-    return found
+    """Return what the findings say of a search that had to leave pairs out, and warn of it; {} if it left out none."""
+    if left_out.sentence():
+        warn(f"{left_out.sentence()}; dataset.json and the report say so too")
+    return left_out.findings()
 
 
 def join(cleaned: Cleaned, pairs: np.ndarray) -> Cleaned:

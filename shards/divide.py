@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shards.audit import EXAMPLES, Audit, audit, summary
+from shards.audit import BOUNDED, EXAMPLES, Audit, audit, summary
 from shards.clean import Cleaned, join
 from shards.console import say, warn
 from shards.errors import BadInput
@@ -20,7 +20,7 @@ from shards.kept import keep_split
 from shards.samples import Samples
 from shards.sources.items import FIXED
 from shards.split import Split, order_key, order_keys
-from shards.spooled import chosen
+from shards.spooled import alongside, chosen
 from shards.ways import Way
 
 MENDINGS = 5
@@ -54,7 +54,7 @@ def divide(
         found = audit(
             samples.parts,
             samples.groups,
-            samples.images.digests("sha256"),
+            alongside(cleaned.features, [samples.images.digests("sha256")], np.dtype("S32")),
             chosen(cleaned.features, rows)["thumbnail"],
             workers=workers,
         )
@@ -110,6 +110,8 @@ def judge(samples: Samples, found: Audit, allow_leaks: bool, keep_splits: bool) 
     rows = sorted({row for leak in found.leaks[:EXAMPLES] for row in (leak.a, leak.b)})
     names = dict(zip(rows, samples.images.taken(rows).sources(), strict=True))
     result = summary(found, names)
+    if found.bounded:
+        warn(f"the audit was bounded: {BOUNDED}")
     if found.leaks and not allow_leaks:
         first, parts = found.leaks[0], samples.parts
         raise BadInput(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from shards.alignment import compare
+from shards.closest import closest, ends
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS, inverse
 from shards.heap import give_back
@@ -58,6 +59,17 @@ class LeftOut:
 
     far: bool = False
     joined: int = 0
+
+    def findings(self) -> dict[str, object]:
+        """Return what dataset.json and the JSON of a scan say of it; {} if nothing was left out."""
+        found: dict[str, object] = {"near_pairs_known": self.joined} if self.joined else {}
+        return {**found, "near_pairs_bounded": "only the closest of each image or of the set"} if self.far else found
+
+    def sentence(self) -> str:
+        """Return it in words; "" if nothing was left out."""
+        said = [f"{self.joined:,} pairs of images that are in one cluster anyway"] if self.joined else []
+        said += ["all but the closest pairs of each image or of the set"] if self.far else []
+        return f"very many pictures are alike: not compared are {' and '.join(said)}" if said else ""
 
 
 def exact_groups(digests: Sequence[str] | NDArray[np.bytes_]) -> list[list[int]]:
@@ -105,7 +117,7 @@ def near_pairs(
     found = [np.zeros(0, PAIR_DTYPE)]
     for some in _worthwhile(codes, len(busy), found, left_out):
         turns = some % ORIENTATIONS
-        a, b = _ends(some, len(busy))
+        a, b = ends(some, len(busy))
         sure = compare(features["thumbnail"], busy[a], features["thumbnail"], busy[b], turns, workers=workers)
         found.append(_confirmed(a, b, turns, sure, least))
     pairs = _best(np.concatenate(found))
@@ -128,7 +140,7 @@ def _worthwhile(
     cluster, seen = np.arange(images), np.zeros(images, np.int64)
     for start in range(0, len(codes), _COMPARED):
         some = codes[start : start + _COMPARED]
-        a, b = _ends(some, images)
+        a, b = ends(some, images)
         known = (cluster[a] == cluster[b]) & (np.minimum(seen[a], seen[b]) >= _ENOUGH)
         left_out.joined += int(known.sum())
         yield some[~known]
@@ -195,40 +207,15 @@ def _similar(thumbnails: NDArray[np.uint8], workers: int) -> tuple[NDArray[np.in
             found = ((one[new] + start) * images + other[new] + start) * ORIENTATIONS + back
             codes, values = np.append(codes, found), np.append(values, similar[new])
             if len(codes) > _MOST:  # very many alike pictures would fill the memory
-                codes, values = _bounded(codes, values, images)
+                codes, values = closest(codes, values, images, _ROOM, _PER_IMAGE)
         return codes, values
 
     with threadpool_limits(1):
         strips = list(threaded(strip, range(0, images, _STRIP), workers))
     codes = np.concatenate([np.zeros(0, np.int64), *(codes for codes, _ in strips)])
     values = np.concatenate([np.zeros(0, np.float32), *(values for _, values in strips)])
-    kept = np.sort(_bounded(codes, values, images)[0])
+    kept = np.sort(closest(codes, values, images, _ROOM, _PER_IMAGE)[0])
     return kept, len(codes) > _ROOM
-
-
-def _bounded(
-    codes: NDArray[np.int64], values: NDArray[np.float32], images: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return all, or of more than _ROOM the closest of each image: of some, what would be kept of all is among them."""
-    if len(codes) <= _ROOM:
-        return codes, values
-    kept = _closest(*_ends(codes, images), values, max(_PER_IMAGE, _ROOM // images))
-    return codes[kept], values[kept]
-
-
-def _closest(a: NDArray[np.int64], b: NDArray[np.int64], similar: NDArray[np.float32], most: int) -> NDArray[np.int64]:
-    """Return the pairs among the `most` most similar ones of either image; of equal ones, the nearest rows."""
-    image, other, pair = np.append(a, b), np.append(b, a), np.tile(np.arange(len(a)), 2)
-    order = np.lexsort((np.abs(image - other), -similar[pair], image))
-    starts = np.flatnonzero(np.diff(image[order], prepend=-1))
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    return np.unique(pair[order[rank < most]])
-
-
-def _ends(codes: NDArray[np.int64], images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return a and b of codes (a * images + b) * 8 + orientation."""
-    a, b = np.divmod(codes // ORIENTATIONS, max(images, 1))
-    return a, b
 
 
 def _confirmed(

@@ -10,6 +10,7 @@ Descriptors are whole numbers of limited length: products of them are exact in f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -25,8 +26,15 @@ _PART = 256  # of which so many are whole numbers of 8 bytes at a time; divides 
 _BLOCK = 256  # descriptors compared with all others at a time
 
 
-def describe(thumbnails: Records, others: NDArray[np.uint8] | None = None, dtype: type = np.float32) -> NDArray:
-    """Return descriptors [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t], and behind them those of `others`.
+def describe(thumbnails: Records) -> NDArray[np.float32]:
+    """Return descriptors [n, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t]; see `described`."""
+    return np.concatenate([np.empty((0, SIDE * SIDE), np.float32), *described(thumbnails)])
+
+
+def described(
+    thumbnails: Records, others: NDArray[np.uint8] | None = None, dtype: type = np.float32
+) -> Iterator[NDArray]:
+    """Yield descriptors [_ROWS, SIDE * SIDE] of a set of thumbnails uint8 [n, t, t], and behind them of `others`.
 
     Each frequency is divided by its spread over the set, in all eight orientations, after its mean is taken off:
     frequencies that are odd along an axis have mean 0, and (u, v) shares its numbers with (v, u). A flat picture has
@@ -37,14 +45,10 @@ def describe(thumbnails: Records, others: NDArray[np.uint8] | None = None, dtype
     known = spread > 64 * 64  # a flat set says nothing
     scale = np.where(known, 1 / np.where(known, spread, 1), 0)
     more = thumbnails[:0] if others is None else others
-    descriptors: NDArray = np.empty((len(thumbnails) + len(more), SIDE * SIDE), dtype)
-    start = 0
     for values in chain(frequencies(thumbnails), frequencies(more)):
         white = ((values - mean) * scale).reshape(-1, SIDE * SIDE)
         length = np.sqrt((white**2).sum(axis=1, keepdims=True))
-        descriptors[start : start + len(white)] = np.rint(_LENGTH * white / np.maximum(length, 1e-6))
-        start += len(white)
-    return descriptors
+        yield np.rint(_LENGTH * white / np.maximum(length, 1e-6)).astype(dtype)
 
 
 def frequencies(thumbnails: Records) -> Iterator[NDArray[np.float64]]:
@@ -83,10 +87,20 @@ def turned(descriptors: NDArray[np.float32], orientation: int) -> NDArray[np.flo
     return np.ascontiguousarray(grid.reshape(-1, SIDE * SIDE))
 
 
+@dataclass
+class Crowd:
+    """Where more than `pairs` of a block of pictures are alike in one orientation, only the `each` most similar ones of
+    each of the first pictures count, and those as similar; `met` says that this was so."""
+
+    pairs: int
+    each: int
+    met: bool = False
+
+
 def alike(
-    first: NDArray[np.float32], second: NDArray[np.float32], least: float
+    first: NDArray[np.float32], second: NDArray[np.float32], least: float, crowd: Crowd | None = None
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], int, NDArray[np.float32]]]:
-    """Compare all of `first` with all of `second` in all orientations.
+    """Compare all of `first` with all of `second` in all orientations; of a `crowd` the most similar count.
 
     Yields:
         (positions in first, positions in second, orientation, correlation -1..1) of those with a correlation of at
@@ -97,7 +111,12 @@ def alike(
     for start in range(0, len(first) if len(second) else 0, _BLOCK):
         for orientation in range(ORIENTATIONS):
             block = turned(first[start : start + _BLOCK], orientation)
-            values = np.matmul(block, across, out=products[: len(block)]).ravel()
+            grid = np.matmul(block, across, out=products[: len(block)])
+            values = grid.ravel()
             found = np.flatnonzero(values >= least * _LENGTH**2)
+            if crowd and len(found) > crowd.pairs and crowd.each < len(second):
+                crowd.met = True
+                nearest = np.partition(grid, -crowd.each, axis=1)[:, -crowd.each, None]
+                found = np.flatnonzero((grid >= np.maximum(nearest, least * _LENGTH**2)).ravel())
             one, other = found // len(second), found % len(second)
             yield one + start, other, orientation, (values[found] / _LENGTH**2).astype(np.float32)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from shards.appearance import look
 from shards.atomic import check_place, existing_parent, new_folder
-from shards.console import say
+from shards.console import say, warn
 from shards.decisions import DROP, KEEP, write_decisions
-from shards.duplicates import connected, exact_groups, near_pairs
+from shards.duplicates import LeftOut, connected, exact_groups, near_pairs
 from shards.errors import BadInput
 from shards.examine import Image, examine_all
 from shards.network_features import read_features
@@ -53,8 +53,9 @@ def scan(source: Path, target: Path, options: ScanOptions) -> dict[str, Any]:
 
     Returns:
         {"folder", "images", "usable", "sources": {source: images}, "rejected": {reason: n}, "flags": {flag: n},
-        "near_clusters", "crowds": [images], "personal": {field: images}, "shortcuts": [sentence],
-        "suggested": {"keep", "drop"}, "report", "decisions", "table"}
+        "near_clusters", "near_left_out": what was not compared, {} if nothing, "crowds": [images],
+        "personal": {field: images}, "shortcuts": [sentence], "suggested": {"keep", "drop"},
+        "report", "decisions", "table"}
 
     Raises:
         BadInput: no images or none that decodes, a table or features that cannot be used, or `target` exists or cannot
@@ -85,6 +86,7 @@ def scan(source: Path, target: Path, options: ScanOptions) -> dict[str, Any]:
         "rejected": dict(Counter(reject.reason for reject in found.rejected)),
         "flags": dict(Counter(name for flags in found.flags for name in flags)),
         "near_clusters": len(near_clusters(found)),
+        "near_left_out": found.left_out.findings(),
         "crowds": [len(group) for group in found.outliers.crowds.groups],
         "personal": dict(Counter(name for fields in found.personal for name in sorted(fields))),
         "shortcuts": [one.sentence for one in found.shortcuts if one.warned],
@@ -125,23 +127,38 @@ def explore(listing: Listing, source: Path, options: ScanOptions) -> Findings:
     else:
         outliers = by_appearance(looks, labels)
     same = exact_groups([image.pixels_sha256 for image in images])
-    pairs = _near(looks, same) if options.near else near_pairs(looks["features"][:0])
+    left_out = LeftOut()
+    pairs = _near(looks, same, workers, left_out) if options.near else near_pairs(looks["features"][:0])
+    if left_out.sentence():
+        warn(f"{left_out.sentence()}; the report says so too")
     clusters = connected(len(images), _links(same, pairs))
     units = units_of(images, same, pairs)
     sources = [origins[image.item.source] for image in images]
     measured = shortcuts(images, looks, sources, units, clusters)
     personal = [{name: kind_of(name) for name in image.personal} for image in images]
     found = Findings(
-        images, looks, rejected, same, pairs, clusters, units, outliers, measured, personal, listing.ignored, origins
+        images,
+        looks,
+        rejected,
+        same,
+        pairs,
+        clusters,
+        units,
+        outliers,
+        measured,
+        personal,
+        listing.ignored,
+        left_out,
+        origins,
     )
     return flag(found)
 
 
-def _near(looks: NDArray[np.void], same: list[list[int]]) -> NDArray[np.void]:
+def _near(looks: NDArray[np.void], same: list[list[int]], workers: int, left_out: LeftOut) -> NDArray[np.void]:
     """Return the pairs of near-duplicates among images with different pixels."""
     again = {other for group in same for other in group[1:]}
     first = np.array([i for i in range(len(looks)) if i not in again], np.int64)
-    pairs = near_pairs(looks["features"][first])
+    pairs = near_pairs(looks["features"][first], workers=workers, left_out=left_out)
     for end in ("a", "b"):
         pairs[end] = first[pairs[end]]
     return pairs

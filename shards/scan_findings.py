@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from shards.crowds import FOREIGN
 from shards.decisions import DROP, KEEP
+from shards.duplicates import LeftOut
 from shards.examine import Image, Reject
 from shards.outliers import FAR, Outliers
 from shards.quality import FLAGS, quality_flags
@@ -39,6 +40,7 @@ class Findings:
         shortcuts: how well trivial features tell class, patient and source.
         personal: fields of each image's metadata that hold personal data, and of what kind [images].
         ignored: other files below the folder.
+        left_out: what the search for near-duplicates left out because very many pictures are alike.
         origins: name of the source that each file comes from, by its path; the folder's where nothing tells it.
         flags: what was found about each image: CERTAIN, "near duplicate", "near contradiction", "crosses the split",
             "personal metadata", "outlier", "crowd", "unlike its class", "like another class" and the flags of
@@ -57,6 +59,7 @@ class Findings:
     shortcuts: list[Shortcut]
     personal: list[dict[str, str]]
     ignored: int
+    left_out: LeftOut
     origins: dict[str, str]
     flags: list[list[str]] = field(default_factory=list)
     reasons: list[list[str]] = field(default_factory=list)

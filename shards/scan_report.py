@@ -70,6 +70,7 @@ def write_scan_report(
         "rejects": len(found.rejected),
         "personal": _personal(found),
         "clusters": duplicate_rows(found),
+        "left_out": found.left_out.sentence(),
         "crossing": sum("crosses the split" in flags for flags in found.flags),
         "crowds": crowd_sheets(found),
         "crowded": len(found.outliers.crowds.groups),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 
 from shards.examine import Image
+from shards.mapped import let_go
 from shards.sources import Item, Items
 
 RECORD_DTYPE = np.dtype(
@@ -27,10 +28,37 @@ RECORD_DTYPE = np.dtype(
 )
 """What the columns of `Images` hold; see `shards.examine.Image`."""
 
+Columns = Mapping[str, np.ndarray] | np.ndarray
+"""Arrays [images] by the names of RECORD_DTYPE, or an array of it."""
+
 Kind = tuple[str, str, tuple[str, ...]]
 """Mode, format and names of the metadata fields with personal data: what many images have alike."""
 
 _BLOCK = 1024
+
+
+class Filed:
+    """Records of RECORD_DTYPE written part by part into a file, each field for itself: one is read without the others.
+
+    `most` is how many there will be at most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self.count = most, 0
+
+    def write(self, file: BinaryIO, part: np.ndarray) -> None:
+        """Write records [n] behind those before."""
+        for name, (dtype, place, *_) in (RECORD_DTYPE.fields or {}).items():
+            file.seek(place * self._most + self.count * dtype.itemsize)
+            file.write(np.ascontiguousarray(part[name]).view(np.uint8).data)
+        self.count += len(part)
+
+    def columns(self, data: np.ndarray) -> Columns:
+        """Return the fields of what was written, from the bytes of the file."""
+        return {
+            name: data[place * self._most :][: self.count * dtype.itemsize].view(dtype)
+            for name, (dtype, place, *_) in (RECORD_DTYPE.fields or {}).items()
+        }
 
 
 class Images(Sequence[Image]):
@@ -41,11 +69,9 @@ class Images(Sequence[Image]):
         kinds: what the column `kind` refers to.
     """
 
-    def __init__(
-        self, items: Items, records: np.ndarray, kinds: Sequence[Kind], rows: np.ndarray | None = None
-    ) -> None:
+    def __init__(self, items: Items, records: Columns, kinds: Sequence[Kind], rows: np.ndarray | None = None) -> None:
         self.items, self._records, self.kinds = items, records, kinds
-        self._rows = np.arange(len(records)) if rows is None else rows
+        self._rows = np.arange(len(records["item"])) if rows is None else rows
 
     @classmethod
     def of(cls, images: Sequence[Image]) -> Images:
@@ -79,11 +105,18 @@ class Images(Sequence[Image]):
             yield from self._made(self._rows[start : start + _BLOCK])
 
     def _made(self, rows: np.ndarray) -> Iterator[Image]:
-        records = self._records[rows]
+        records = self._gathered(rows)
         for item, record in zip(self.items.at(records["item"]), records.tolist(), strict=True):
             _, kind, sha256, pixels_sha256, crc32, size, width, height, *place = record
             seen = (sha256.hex(), pixels_sha256.hex(), crc32, size, width, height)
             yield Image(item, *seen, *self.kinds[kind], *place)
+
+    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+        records = np.empty(len(rows), RECORD_DTYPE)
+        for name in RECORD_DTYPE.names or ():
+            records[name] = self._records[name][rows]
+            let_go()
+        return records
 
     def taken(self, rows: np.ndarray | Sequence[int]) -> Images:
         """Return the images at these positions, int64 [n], in their order."""
@@ -91,7 +124,9 @@ class Images(Sequence[Image]):
 
     def column(self, name: str) -> np.ndarray:
         """Return a field of RECORD_DTYPE of all images."""
-        return self._records[name][self._rows]
+        values = self._records[name][self._rows]
+        let_go()
+        return values
 
     def digests(self, name: str) -> np.ndarray:
         """Return a digest of all images as bytes of fixed length, `S32` [n]: numpy can sort them."""
@@ -106,7 +141,7 @@ class Images(Sequence[Image]):
     def sources(self) -> Iterator[str]:
         """Yield the name of each image."""
         for start in range(0, len(self), _BLOCK):
-            yield from self.items.taken(self[start : start + _BLOCK].column("item")).each("source")
+            yield from self.items.texts_at("source", self[start : start + _BLOCK].column("item"))
 
     def texts(self, name: str) -> list[str]:
         """Return a field of the images' items (label, group, part, origin); texts that are alike are one object."""
@@ -115,7 +150,7 @@ class Images(Sequence[Image]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send these images to another process, not those that share their columns."""
-        records = self._records[self._rows]
+        records = self._gathered(self._rows)
         items = self.items.taken(records["item"])
         records["item"] = np.arange(len(records))
         return Images, (items, records, self.kinds)

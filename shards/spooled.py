@@ -15,6 +15,7 @@ import numpy as np
 
 from shards.atomic import disk_errors
 from shards.errors import EnvironmentFault
+from shards.mapped import let_go, mapped
 
 _ROWS = 4096
 
@@ -102,6 +103,24 @@ def blocks(records: Records, rows: np.ndarray | None = None) -> Iterator[np.ndar
 def whole(field: Records) -> np.ndarray:
     """Return a small field of all records as an array."""
     return np.concatenate([field[:0], *blocks(field)]) if isinstance(field, Spooled) else field
+
+
+def alongside(records: Records, parts: Iterable[np.ndarray], dtype: type | np.dtype, *shape: int) -> np.ndarray:
+    """Return parts [n, *shape] as one array; mapped from a file if the records that they are about lie in one.
+
+    Raises:
+        EnvironmentFault: the disk is full or fails.
+    """
+    if not isinstance(records, Spooled):
+        return np.concatenate([np.empty((0, *shape), dtype), *parts])
+
+    def write(file: BinaryIO) -> None:
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype).view(np.uint8).data)
+
+    data = mapped(write, records.path.parent)
+    let_go()  # of what the parts were made from
+    return data.view(dtype).reshape(-1, *shape)
 
 
 def behind(first: Records, second: Records, name: str) -> Records:

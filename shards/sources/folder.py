@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from shards.console import warn
@@ -53,12 +53,15 @@ def list_classes(root: Path, group_pattern: str | None = None, splits: Mapping[s
     split = _is_split(root, images, part_of)
     _warn_of_empty(root, images, split)
 
-    def describe(source: str) -> tuple[str, str, str]:
-        top, below = source.split("/")[:2]
-        part, label = (part_of(top), below) if split else ("", top)
-        return label, find_group(pattern, source), part
+    def folders(depth: int) -> Iterator[str]:
+        return (source.split("/")[depth] for source in images.each("source"))
 
-    return Listing(images.described(describe), len(files) - len(images))
+    known: dict[str, Iterator[str]] = {"label": folders(1 if split else 0)}
+    if split:
+        known["part"] = map(part_of, folders(0))
+    if pattern:
+        known["group"] = (find_group(pattern, source) for source in images.each("source"))
+    return Listing(images.replaced(**known), len(files) - len(images))
 
 
 def _warn_of_empty(root: Path, images: Items, split: bool) -> None:

@@ -105,6 +105,7 @@ def gathered(request: Request) -> Iterator[Listing]:
         _check_groups(listing.items, request, definition)
         if not request.one_class:
             check_classes(listing.items, request.where)
+        listing = replace(listing, items=listing.items.filed(request.scratch))
         give_back()  # columns of the listings that this one was made from
         yield listing
 

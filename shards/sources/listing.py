@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from shards.errors import BadInput
+from shards.mapped import let_go, mapped
 from shards.parallel import chunked
 from shards.sources.items import Item
 
@@ -83,22 +85,17 @@ class Items(Sequence[Item]):
     def at(self, rows: np.ndarray) -> Iterator[Item]:
         """Yield the items at these positions, int64 [n]."""
         for start in range(0, len(rows), _BLOCK):
-            yield from _made(self._batch.take(pa.array(self._places(rows[start : start + _BLOCK]))), self._kind)
+            yield from _made(self._taken(rows[start : start + _BLOCK]), self._kind)
 
     def taken(self, rows: np.ndarray) -> Items:
         """Return a copy of the items at these positions, int64 [n], that holds nothing of the others."""
-        return Items._whole(self._batch.take(pa.array(self._places(rows))), self._kind)
+        return Items._whole(self._taken(rows), self._kind)
 
-    def described(self, describe: Callable[[str], tuple[str, str, str]]) -> Items:
-        """Return the same files with the (label, group, part) that `describe` says of each one's source."""
-        tables = []
-        for start in range(0, len(self), _BLOCK):
-            rows = self[start : start + _BLOCK]._rows()
-            told = zip(*map(describe, rows.column("source").to_pylist()), strict=True)
-            columns = {name: rows.column(name) for name in rows.schema.names}
-            columns |= dict(zip(("label", "group", "part"), map(list, told), strict=True))
-            tables.append(pa.table(columns, rows.schema))
-        return Items._joined(tables, self._kind)
+    def texts_at(self, name: str, rows: np.ndarray) -> list[str]:
+        """Return the texts of a column at these positions, int64 [n]."""
+        texts: list[str] = self._batch.column(name).take(pa.array(self._places(rows))).to_pylist()
+        let_go()
+        return texts
 
     @property
     def names(self) -> list[str]:
@@ -112,7 +109,9 @@ class Items(Sequence[Item]):
     def each(self, name: str) -> Iterator[str]:
         """Yield the texts of a column one after the other."""
         for start in range(0, len(self), _BLOCK):
-            yield from self[start : start + _BLOCK].column(name).to_pylist()
+            texts = self[start : start + _BLOCK].column(name).to_pylist()
+            let_go()
+            yield from texts
 
     def distinct(self, name: str) -> list[str]:
         """Return the different texts of a column, sorted."""
@@ -125,8 +124,36 @@ class Items(Sequence[Item]):
         known = column.dictionary.to_pylist()
         return [known[code] for code in column.indices.to_pylist()]
 
+    def replaced(self, **columns: Iterable[str]) -> Items:
+        """Return items that differ in some columns, a text for each item; the other columns are shared."""
+        batch = self._rows()
+        for name, texts in columns.items():
+            kind = batch.schema.field(name).type
+            blocks = [pa.array(some, kind) for some in chunked(texts, _BLOCK)] or [pa.array([], kind)]
+            column = pa.concat_arrays(pa.chunked_array(blocks).unify_dictionaries().chunks)
+            batch = batch.set_column(batch.schema.get_field_index(name), batch.schema.field(name), column)
+        return Items._whole(batch, self._kind)
+
+    def filed(self, folder: Path) -> Items:
+        """Return the items kept in a file without a name in `folder`; in memory where none can be made.
+
+        Raises:
+            EnvironmentFault: the disk is full or fails.
+        """
+
+        def write(file: BinaryIO) -> None:
+            with pa.ipc.new_stream(file, self._batch.schema) as writer:
+                writer.write_batch(self._rows())
+
+        with suppress(PermissionError):
+            return _received(mapped(write, folder), self._kind)
+        return self
+
     def by_source(self) -> Items:
         """Return the items sorted by their names."""
+        names = self.column("source")
+        if pc.all(pc.less_equal(names[:-1], names[1:])).as_py() is not False:
+            return self
         return self.taken(pc.array_sort_indices(self.column("source")).to_numpy())
 
     def _rows(self, names: list[str] | None = None) -> pa.RecordBatch:
@@ -135,6 +162,13 @@ class Items(Sequence[Item]):
         if self._window.step == 1:
             return batch.slice(self._window.start, len(self))
         return batch.take(pa.array(self._places(np.arange(len(self)))))
+
+    def _taken(self, rows: np.ndarray) -> pa.RecordBatch:
+        places, columns = pa.array(self._places(rows)), []
+        for column in self._batch.columns:  # one after the other: of a mapped file no more than one lies in memory
+            columns.append(column.take(places))
+            let_go()
+        return pa.RecordBatch.from_arrays(columns, schema=self._batch.schema)
 
     def _places(self, rows: np.ndarray) -> np.ndarray:
         return self._window.start + self._window.step * np.asarray(rows, np.int64)
@@ -147,8 +181,8 @@ class Items(Sequence[Item]):
         return _received, (sink.getvalue().to_pybytes(), self._kind)
 
 
-def _received(data: bytes, kind: type[Item]) -> Items:
-    with pa.ipc.open_stream(data) as reader:
+def _received(data: bytes | np.ndarray, kind: type[Item]) -> Items:
+    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
         return Items._whole(reader.read_next_batch(), kind)
 
 
@@ -160,6 +194,7 @@ def _schema(kind: type[Item]) -> pa.Schema:
 
 def _made(batch: pa.RecordBatch, kind: type[Item]) -> Iterator[Item]:
     columns = dict(zip(batch.schema.names, (column.to_pylist() for column in batch.columns), strict=True))
+    let_go()
     columns["path"] = [Path(os.fsdecode(name)) for name in columns["path"]]
     return (kind(*row) for row in zip(*columns.values(), strict=True))
 

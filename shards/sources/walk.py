@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +36,7 @@ def files_below(root: Path) -> Iterator[tuple[Path, str]]:
 
 def images_among(files: Items) -> Items:
     """Return the files that are called like images; warn of other formats and of a system's own folders."""
-    suffixes = list(map(_suffix, files.each("source")))
+    suffixes = [sys.intern(_suffix(source)) for source in files.each("source")]
     own = [_is_systems_own(source) for source in files.each("source")]
     others = Counter(suffix for suffix in suffixes if suffix in OTHER_PICTURES)
     if others:
@@ -47,7 +48,8 @@ def images_among(files: Items) -> Items:
     if len(hidden):
         first = files[int(hidden[0])].source
         warn(f"{len(hidden):,} images in hidden folders are passed over, first {first}: trash, previews, checkpoints")
-    return files.taken(np.flatnonzero(np.array(found, bool) & ~np.array(own, bool)))
+    taken = np.array(found, bool) & ~np.array(own, bool)
+    return files if taken.all() else files.taken(np.flatnonzero(taken))
 
 
 def _is_systems_own(source: str) -> bool:
@@ -65,7 +67,7 @@ def _walk(folder: Path, below: str, above: set[tuple[int, int]]) -> Iterator[tup
     """Yield the files of a folder whose path below the root is `below`, which ends in "/" or is empty."""
     try:
         status = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
     except FileNotFoundError:
         raise BadInput("no such folder", folder, "check the path") from None
     except NotADirectoryError:
@@ -75,9 +77,9 @@ def _walk(folder: Path, below: str, above: set[tuple[int, int]]) -> Iterator[tup
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         return
-    for entry in entries:
-        path, source = folder / entry.name, below + name_as_text(entry.name)
-        if _is_folder(entry):
+    for name, is_folder in entries:
+        path, source = folder / name, below + name_as_text(name)
+        if is_folder:
             yield from _walk(path, f"{source}/", above | {identity})
         else:
             yield path, source

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shards.audit import Leak, _invariants, audit, summary
+from shards.audit import Leak, audit, summary
 from shards.errors import BadInput
 from shards.features import ORIENTATIONS
 from shards.lowfrequency import describe, turned
 from shards.planted import planted_features
+from shards.trees import invariants
 
 PARTS = ("train", "val", "test")
 
@@ -111,10 +112,10 @@ def test_what_cells_are_made_of_does_not_turn_with_the_picture(
     fields: tuple[NDArray[np.uint8], NDArray[np.int64]],
 ) -> None:
     descriptors = describe(fields[0][:50])
-    expected = _invariants(descriptors)
+    expected = invariants(descriptors)
     assert (expected < 0).any()  # what no orientation changes keeps its sign, which tells more pictures apart
     for orientation in range(ORIENTATIONS):
-        assert (_invariants(turned(descriptors, orientation)) == expected).all()
+        assert (invariants(turned(descriptors, orientation)) == expected).all()
 
 
 def test_summary_counts_all_leaks_and_is_json(fields: tuple[NDArray[np.uint8], NDArray[np.int64]]) -> None:
