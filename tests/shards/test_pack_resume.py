@@ -348,7 +348,7 @@ def test_on_a_disk_that_fills_up_each_start_goes_further(tmpfs: Path, tmp_path: 
 def test_a_disk_that_is_too_small_is_refused_before_shards_are_written(tmpfs: Path, tmp_path: Path) -> None:
     images = fill(tmp_path / "in", plain(40))
     features = 80 * FEATURES_DTYPE.itemsize
-    (tmpfs / "ballast").write_bytes(bytes((2 << 20) - 150_000 - features))  # what is examined fits
+    (tmpfs / "ballast").write_bytes(bytes((2 << 20) - 200_000 - features))  # what is examined fits
     with pytest.raises(EnvironmentFault, match="not enough room: 0 MB to write"):
         pack(images, tmpfs / "set", ONE)
     assert list((tmpfs / "set.partial").iterdir()) == [tmpfs / "set.partial/work"]
@@ -361,7 +361,7 @@ def test_a_disk_that_is_too_small_is_refused_before_shards_are_written(tmpfs: Pa
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_is_one_line_and_exit_3(tmpfs: Path, tmp_path: Path, workers: int) -> None:
     images = fill(tmp_path / "in", plain(40))
-    (tmpfs / "ballast").write_bytes(bytes((2 << 20) - 330_000))  # the images fit, the tars around them do not
+    (tmpfs / "ballast").write_bytes(bytes((2 << 20) - 420_000))  # the images fit, the tars around them do not
     flags = ["--shard-samples", 20, "--workers", workers]
     done = bloodcell("pack", images, tmpfs / "set", *flags, "--json")
     assert done.code == 3, done.err
