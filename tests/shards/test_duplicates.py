@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 from collections import defaultdict
 from pathlib import Path
 
@@ -140,6 +141,7 @@ def test_connected_refuses_images_that_do_not_exist(pair: tuple[int, int]) -> No
         connected(3, np.array([pair]))
 
 
+@functools.lru_cache
 def real_features(folder: Path) -> tuple[NDArray[np.void], list[dict[str, str]]]:
     """Return the features of all images of a manifest that can be decoded, and its rows."""
     rows, records = [], []

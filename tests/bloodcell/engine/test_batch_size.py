@@ -85,6 +85,7 @@ def test_by_trial_nothing_may_fit() -> None:
         proven(Estimate(4, 8, 90, ""), lambda images: None)
 
 
+@pytest.mark.slow
 def test_a_trial_takes_the_steps_of_the_run_and_says_what_they_took() -> None:
     """In a process of its own; more images take more, by about what they keep for the backward pass."""
     config = override(CPU, {"model.name": "resnet10t", "engine.threads": 1, "train.average": "ema"})
