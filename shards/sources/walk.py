@@ -37,18 +37,18 @@ def files_below(root: Path) -> Iterator[tuple[Path, str]]:
 def images_among(files: Items) -> Items:
     """Return the files that are called like images; warn of other formats and of a system's own folders."""
     suffixes = [sys.intern(_suffix(source)) for source in files.each("source")]
-    own = [_is_systems_own(source) for source in files.each("source")]
+    own = np.array([_is_systems_own(source) for source in files.each("source")], bool)
     others = Counter(suffix for suffix in suffixes if suffix in OTHER_PICTURES)
     if others:
         first = files[next(i for i, suffix in enumerate(suffixes) if suffix in OTHER_PICTURES)].source
         said = ", ".join(f"{n:,} {suffix}" for suffix, n in others.most_common())
         warn(f"pictures in formats that are not read are passed over ({said}), first {first}: convert them to PNG")
-    found = [suffix in IMAGE_SUFFIXES for suffix in suffixes]
-    hidden = np.flatnonzero(np.array(found, bool) & np.array(own, bool))
+    found = np.array([suffix in IMAGE_SUFFIXES for suffix in suffixes], bool)
+    hidden = np.flatnonzero(found & own)
     if len(hidden):
         first = files[int(hidden[0])].source
         warn(f"{len(hidden):,} images in hidden folders are passed over, first {first}: trash, previews, checkpoints")
-    taken = np.array(found, bool) & ~np.array(own, bool)
+    taken = found & ~own
     return files if taken.all() else files.taken(np.flatnonzero(taken))
 
 

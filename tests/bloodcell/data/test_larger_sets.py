@@ -35,6 +35,7 @@ from bloodcell.data.shardset import Reader, ShardSet
 from bloodcell.data.smaller import shrunk, smaller
 from shards.pack import PackOptions, pack
 from shards.synth import SynthOptions, synthesise
+from tests.batches import assert_same
 
 CPU = torch.device("cpu")
 VIEW = View(24, (0.0,) * 3, (1.0,) * 3, POLICIES["light"], seed=3, backend="cpu")
@@ -70,13 +71,6 @@ def judged(shards: ShardSet, split: str, **how: Any) -> list[Batch]:
     order, view = EvaluationOrder(shards.ranges(split), 16), replace(VIEW, policy=POLICIES["none"])
     with Loader(shards, evaluation_requests(order, 1, 0), view, 16, 2, CPU, Reading(**how)) as loader:
         return list(loader)
-
-
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-        assert np.array_equal(one.request.ids, other.request.ids)
 
 
 def levels(ours: list[Batch], theirs: list[Batch]) -> np.ndarray:

@@ -24,6 +24,7 @@ from bloodcell.data.resident import HostCache
 from bloodcell.data.shardset import Reader, ShardSet
 from shards.errors import Unreadable
 from shards.images import decode
+from tests.batches import assert_same
 
 CPU = torch.device("cpu")
 VIEW = View(32, (0.5,) * 3, (0.25,) * 3, POLICIES["light"], seed=3, backend="cpu")
@@ -40,13 +41,6 @@ def shown(shards: ShardSet, view: View, cache: HostCache | None, epoch: int) -> 
     requests = training_requests(order, 1, 0, first, first + order.steps_per_epoch)
     with Loader(shards, requests, view, 8, 2, CPU, Reading(cache=cache)) as loader:
         return list(loader)
-
-
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-        assert np.array_equal(one.request.ids, other.request.ids)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "dali"])
