@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TextIO
 
-from shards.errors import BadInput, Fault, Stop, nearest
+from shards.errors import BadInput, Fault, Stop, nearest, visible
 
 SCHEMA = "bloodcell/1"
 
@@ -96,7 +96,7 @@ class Output:
         if not self.first and isinstance(problem, BadInput):
             return
         who = "bloodcell" if self.first else f"bloodcell (rank {_rank()})"
-        print(f"{who}: {' '.join(str(problem).split())}", file=sys.stderr, flush=True)
+        print(f"{who}: {visible(' '.join(str(problem).split()))}", file=sys.stderr, flush=True)
         if self.as_json and self.first:
             said = {"what": problem.what, "where": problem.where, "fix": problem.fix}
             self._json({"schema": f"{SCHEMA}/{verb}", "exit": problem.code, "error": said})

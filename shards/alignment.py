@@ -13,14 +13,17 @@ order of operations, so the result is the same on every machine.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.features import ORIENTATIONS, orient
-from shards.parallel import threaded
+from shards.parallel import Processes
 from shards.spooled import Records
 
-_PER_TASK = 1024  # pairs that a thread is given at a time
+_PER_TASK = 1024  # pairs that a process is given at a time
+_FEW = 4 * _PER_TASK  # pairs that are aligned sooner than processes are there
 _CHUNK = 128  # pairs aligned at a time: their pictures stay in the processor's cache
 _COARSE_STEPS = 2
 _FULL_STEPS = 2
@@ -40,26 +43,32 @@ def compare(
     second: Records,
     b: NDArray[np.int64],
     turns: NDArray[np.int64],
-    *,
-    workers: int = 2,
+    processes: Processes | None = None,
 ) -> NDArray[np.float64]:
     """Return the aligned correlation [pairs] of first[a] with second[b] in the orientations `turns`.
 
     Args:
         first, second: thumbnails uint8 [n, t, t].
         a, b, turns: int64 [pairs]; the orientations are those of `shards.features.orient`.
-        workers: threads. The result does not depend on it.
+        processes: which align where the pairs are many; None: this one. The result does not depend on them.
     """
 
-    def block(start: int) -> NDArray[np.float64]:
-        part = slice(start, start + _PER_TASK)
-        moving = second[b[part]]
-        for orientation in range(1, ORIENTATIONS):
-            chosen = turns[part] == orientation
-            moving[chosen] = orient(moving[chosen], orientation)
-        return aligned_correlation(first[a[part]], moving)
+    def pictures() -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        for start in range(0, len(a), _PER_TASK):
+            part = slice(start, start + _PER_TASK)
+            moving = second[b[part]]
+            for orientation in range(1, ORIENTATIONS):
+                chosen = turns[part] == orientation
+                moving[chosen] = orient(moving[chosen], orientation)
+            yield first[a[part]], moving
 
-    return np.concatenate([np.zeros(0), *threaded(block, range(0, len(a), _PER_TASK), workers)])
+    # Threads would wait for each other: between two short operations each needs the interpreter.
+    aligned = processes.map if processes and len(a) > _FEW else map
+    return np.concatenate([np.zeros(0), *aligned(_aligned, pictures())])
+
+
+def _aligned(pictures: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> NDArray[np.float64]:
+    return aligned_correlation(*pictures)
 
 
 def aligned_correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -198,7 +198,13 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
     standing = _standing(growth)
     seen = load(packing.chunks, items)
     joined = extend(
-        standing, items, seen, near=options.near, mend=options.near and not options.allow_leaks, dropped=dropped
+        standing,
+        items,
+        seen,
+        near=options.near,
+        mend=options.near and not options.allow_leaks,
+        dropped=dropped,
+        workers=packing.workers,
     )
     _check_something(joined, packing)
     everything = Samples.of([*standing.samples, *joined.samples])

@@ -105,7 +105,8 @@ def _check_classes_left(classes: list[str], cleaned: Cleaned, source: Path) -> N
     for name in classes:
         if name not in left:
             reasons = Counter(reject.reason for reject in cleaned.rejected if reject.item.label == name)
-            said = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+            named = ((n, "dropped by decision" if why == "decision" else why) for why, n in reasons.most_common())
+            said = ", ".join(f"{n} {why}" for n, why in named)
             raise BadInput(
                 f"class {name!r} has no usable image ({said})", source, "mend its files or remove the folder"
             )

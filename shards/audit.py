@@ -28,7 +28,7 @@ from shards.features import ORIENTATIONS, orient
 from shards.heap import give_back
 from shards.lowfrequency import SIDE, Crowd, alike, described, turned
 from shards.mapped import let_go
-from shards.parallel import chunked, threaded
+from shards.parallel import Processes, chunked, threaded
 from shards.spooled import Records, alongside, blocks
 from shards.trees import INVARIANTS, cells, invariants
 
@@ -97,7 +97,7 @@ def audit(
     *,
     correlation: float = CORRELATION,
     affordable: float = AFFORDABLE,
-    workers: int = 2,
+    workers: int = 1,
 ) -> Audit:
     """Look for what crosses from one part of a split into another.
 
@@ -108,7 +108,7 @@ def audit(
         thumbnails: uint8 [rows, t, t], as `shards.features` makes them.
         correlation: the aligned correlation of fine structure from which on two pictures are the same.
         affordable: pairs up to which all are compared.
-        workers: threads. The result does not depend on it.
+        workers: threads and processes. The result does not depend on it.
 
     Raises:
         BadInput: the arguments differ in length.
@@ -125,11 +125,12 @@ def audit(
     part = np.array([places[name] for name in parts], np.int64)
     sizes = np.bincount(part, minlength=len(names)).astype(object)  # Python's integers do not overflow
     pairs = (sum(sizes) ** 2 - sum(sizes**2)) // 2
-    search = _Search(part, thumbnails, exhaustive=pairs <= affordable, workers=workers)
-    for a, b, value in search.near(correlation):
-        if digests[a] != digests[b]:
-            leaks.append(Leak("near", a, b, f"aligned correlation {value:.3f}, in {parts[a]} and {parts[b]}"))
-    trials, found = search.trials(correlation)
+    with Processes(workers) as processes:
+        search = _Search(part, thumbnails, exhaustive=pairs <= affordable, processes=processes)
+        for a, b, value in search.near(correlation):
+            if digests[a] != digests[b]:
+                leaks.append(Leak("near", a, b, f"aligned correlation {value:.3f}, in {parts[a]} and {parts[b]}"))
+        trials, found = search.trials(correlation)
     return Audit(leaks, correlation, int(pairs), search.compared, search.exhaustive, trials, found, search.bounded)
 
 
@@ -195,8 +196,8 @@ class _Search:
     The pictures of the trial copies stand behind those of the set and belong to no part.
     """
 
-    def __init__(self, part: NDArray[np.int64], thumbnails: Records, *, exhaustive: bool, workers: int) -> None:
-        self.part, self.thumbnails, self.exhaustive, self.workers = part, thumbnails, exhaustive, workers
+    def __init__(self, part: NDArray[np.int64], thumbnails: Records, *, exhaustive: bool, processes: Processes) -> None:
+        self.part, self.thumbnails, self.exhaustive, self.processes = part, thumbnails, exhaustive, processes
         self.compared, self.bounded, self.least = 0, False, _SIMILAR[exhaustive]
         rng = np.random.RandomState(0)
         self.tried = rng.permutation(len(part))[:_TRIALS]
@@ -217,7 +218,7 @@ class _Search:
             for tree in self.cells:  # one after the other: the jobs of all of them would take much memory
                 jobs = list(self._jobs(tree))
                 self.compared += sum(len(few) * len(others) for few, others in jobs)
-                found = threaded(lambda job: self._similar(*job), jobs, self.workers)
+                found = threaded(lambda job: self._similar(*job), jobs, self.processes.count)
                 for some in chunked(found, _JOINED):
                     codes, likeness = self._joined([(codes, likeness), *some])
                 let_go()
@@ -226,7 +227,7 @@ class _Search:
         for start in range(0, len(codes), _COMPARED):
             pairs, turns = np.divmod(codes[start : start + _COMPARED], ORIENTATIONS)
             a, b = np.divmod(pairs, rows)
-            values = compare(self.thumbnails, a, self.thumbnails, b, turns, workers=self.workers)
+            values = compare(self.thumbnails, a, self.thumbnails, b, turns, self.processes)
             for place in np.flatnonzero(values >= correlation):
                 one, other = sorted((int(a[place]), int(b[place])))
                 best[one, other] = max(float(values[place]), best.get((one, other), 0))
@@ -244,7 +245,7 @@ class _Search:
             like = turned(own, turn)
             chosen = np.flatnonzero(meets & ((copied * like).sum(axis=1) >= self.least * (like * like).sum(axis=1)))
             turns = np.full(len(chosen), turn)
-            aligned = compare(self.copies, chosen, self.thumbnails, self.tried[chosen], turns, workers=self.workers)
+            aligned = compare(self.copies, chosen, self.thumbnails, self.tried[chosen], turns, self.processes)
             fits[chosen[aligned >= correlation]] = True
         return len(fits), int(fits.sum())
 

@@ -41,11 +41,11 @@ def clean(
     seen: Seen | Found,
     near: bool = True,
     dropped: Mapping[str, str] | None = None,
-    workers: int = 2,
+    workers: int = 1,
 ) -> Cleaned:
     """Return what can be packed of the items that were `seen`; len(images) + len(rejected) == len(items).
 
-    The near-duplicates are searched by `workers` threads.
+    The near-duplicates are searched by `workers` threads and processes.
 
     `dropped` names sources that a person decided to leave out, and why. They are left out before duplicates and
     contradictions are judged (of one picture under two labels the other may stay), but the groups that they link are

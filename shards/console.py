@@ -10,6 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from shards.errors import visible
+
 T = TypeVar("T")
 
 LOG_SECONDS = 15.0
@@ -20,12 +22,12 @@ _console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def say(line: str) -> None:
     """Write one line for the person who started the command (stderr: stdout is for results)."""
-    _console.print(line, markup=False)
+    _console.print(visible(line), markup=False)
 
 
 def warn(line: str) -> None:
     """Write one line that should be noticed."""
-    _console.print(f"warning: {line}", markup=False, style="yellow")
+    _console.print(f"warning: {visible(line)}", markup=False, style="yellow")
 
 
 def is_terminal() -> bool:

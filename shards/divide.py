@@ -37,12 +37,13 @@ def divide(
     seed: int,
     *,
     mend: bool,
-    workers: int = 2,
+    workers: int = 1,
     begin: Callable[[Samples], None] | None = None,
 ) -> tuple[Samples, Split, Cleaned, Audit]:
     """Split and audit; with `mend`, near-duplicates that only the audit finds are joined and the set is split again.
 
-    The audit compares pictures with `workers` threads. `begin` is given the samples of each split before its audit.
+    The audit compares pictures with `workers` threads and processes. `begin` is given the samples of each split before
+    its audit.
     """
     for _ in range(MENDINGS):
         if way.fixed:

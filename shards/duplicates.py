@@ -21,7 +21,7 @@ from shards.features import ORIENTATIONS, inverse
 from shards.heap import give_back
 from shards.lowfrequency import alike, describe
 from shards.nearhash import candidates
-from shards.parallel import threaded
+from shards.parallel import Processes, threaded
 from shards.spooled import Records, whole
 
 PAIR_DTYPE = np.dtype(
@@ -87,7 +87,7 @@ def near_pairs(
     correlation: float | None = None,
     min_contrast: float = 1.0,
     all_pairs: int = ALL_PAIRS,
-    workers: int = 2,
+    workers: int = 1,
     left_out: LeftOut | None = None,
 ) -> NDArray[np.void]:
     """Find pairs of images that show the same field, in any of the eight orientations of the square.
@@ -99,7 +99,7 @@ def near_pairs(
         min_contrast: images whose channels all have a smaller standard deviation (of 255) are never paired: they show
         nothing.
         all_pairs: images up to which all pairs are compared; more are searched by their hashes.
-        workers: threads. The result does not depend on it.
+        workers: threads and processes. The result does not depend on it.
         left_out: is told what was not looked at.
 
     Returns:
@@ -115,11 +115,12 @@ def near_pairs(
     give_back()
     least = default_correlation(len(busy)) if correlation is None else correlation
     found = [np.zeros(0, PAIR_DTYPE)]
-    for some in _worthwhile(codes, len(busy), found, left_out):
-        turns = some % ORIENTATIONS
-        a, b = ends(some, len(busy))
-        sure = compare(features["thumbnail"], busy[a], features["thumbnail"], busy[b], turns, workers=workers)
-        found.append(_confirmed(a, b, turns, sure, least))
+    with Processes(workers) as processes:
+        for some in _worthwhile(codes, len(busy), found, left_out):
+            turns = some % ORIENTATIONS
+            a, b = ends(some, len(busy))
+            sure = compare(features["thumbnail"], busy[a], features["thumbnail"], busy[b], turns, processes)
+            found.append(_confirmed(a, b, turns, sure, least))
     pairs = _best(np.concatenate(found))
     pairs["a"], pairs["b"] = busy[pairs["a"]], busy[pairs["b"]]
     return pairs

@@ -61,6 +61,14 @@ class Fault(Stop):
     code = 70
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+
+
+def visible(text: str) -> str:
+    """Return the text with control characters written out: a file's name must not steer the reader's terminal."""
+    return text.translate(_CONTROLS)
+
+
 def nearest(name: str, known: list[str]) -> str:
     """Return ' (did you mean X?)' for the known name most like `name`, or an empty string."""
     import difflib

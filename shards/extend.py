@@ -66,26 +66,34 @@ class _Cluster:
 
 
 def extend(
-    standing: Standing, items: Items, seen: Found, *, near: bool, mend: bool, dropped: Mapping[str, str]
+    standing: Standing,
+    items: Items,
+    seen: Found,
+    *,
+    near: bool,
+    mend: bool,
+    dropped: Mapping[str, str],
+    workers: int = 1,
 ) -> Joined:
     """Find what of the new `items` can join the set; len(samples) + len(rejected) == len(items).
 
     Exact duplicates of the set's images are rejected, and so is one of its pictures under another label. What shares
     a group with images of the set, or is their near-duplicate, joins their part; what would link two parts is
     rejected. The rest is divided, groups whole, so that each part of the whole set comes nearest to its share of
-    each class. With `mend`, near-duplicates across parts that only the audit finds are kept together too.
+    each class. With `mend`, near-duplicates across parts that only the audit finds are kept together too. Pictures are
+    compared by `workers` threads and processes.
     """
     old = standing.samples
     cleaned, links = _clean(standing, items, seen, dropped)
     pairs, left_out = np.zeros((0, 2), np.int64), LeftOut()
     if near:
         both = behind(standing.features, cleaned.features, "both.bin")
-        pairs = ends(near_pairs(both, left_out=left_out))
+        pairs = ends(near_pairs(both, workers=workers, left_out=left_out))
     found = pairs
     for _ in range(MENDINGS):
         clusters = _clusters(old, cleaned, links, pairs)
         placed, rejected = _place(standing, cleaned, clusters)
-        judged, rows = _audit(standing, cleaned, placed)
+        judged, rows = _audit(standing, cleaned, placed, workers)
         leaks = [(rows[leak.a], rows[leak.b]) for leak in judged.leaks if leak.kind == "near"]
         leaks = [pair for pair in leaks if max(pair) >= len(old)]
         if not leaks or not mend:
@@ -241,7 +249,7 @@ def _held(standing: Standing, labels: np.ndarray, placed: Placed) -> np.ndarray:
     return held
 
 
-def _audit(standing: Standing, cleaned: Cleaned, placed: Placed) -> tuple[Audit, list[int]]:
+def _audit(standing: Standing, cleaned: Cleaned, placed: Placed, workers: int) -> tuple[Audit, list[int]]:
     """Audit old and new together; return also the id of each row, the new images' behind those of the set."""
     old, new = standing.samples, sorted(placed)
     found = audit(
@@ -249,6 +257,7 @@ def _audit(standing: Standing, cleaned: Cleaned, placed: Placed) -> tuple[Audit,
         [*old.groups, *(placed[i][1] for i in new)],
         np.concatenate([old.images.digests("sha256"), cleaned.images.taken(new).digests("sha256")]),
         behind(standing.features, chosen(cleaned.features, np.array(new, np.int64)), "audited.bin")["thumbnail"],
+        workers=workers,
     )
     return found, [*range(len(old)), *(len(old) + i for i in new)]
 

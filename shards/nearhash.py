@@ -31,7 +31,7 @@ _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)  # odd mult
 
 
 def candidates(
-    words: NDArray[np.uint64], *, distance: int | None = None, bands: int = 48, workers: int = 2
+    words: NDArray[np.uint64], *, distance: int | None = None, bands: int = 48, workers: int = 1
 ) -> tuple[NDArray[np.int64], bool]:
     """Return candidates, and whether they were too many and those of the most distant hashes are left out.
 

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from itertools import islice
 from multiprocessing import forkserver, resource_tracker
+from types import TracebackType
 from typing import TypeVar
 
 from shards.errors import EnvironmentFault
@@ -47,6 +48,9 @@ def _begin_worker() -> None:
     """Keep a worker to one core, and let it end with its parent: it waits on a pipe that a kill would leave open."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears an interrupt too, and says so once
     one_thread()
+    from shards.heap import keep_freed  # late: it loads pyarrow
+
+    keep_freed()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
@@ -78,28 +82,60 @@ def _start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """Yield function(item) for each item, in order, computed by `workers` processes (in this one if there is one).
+class Processes:
+    """Processes that are started when they are first needed and kept for one map after the other.
 
-    Each process computes on one core: threads of the numeric libraries would only wait for each other. At most four
-    results a worker wait to be taken, so memory does not grow with the number of items.
+    A context manager: when it ends, they have ended.
 
-    Raises:
-        EnvironmentFault: a worker process was killed (out of memory, most often).
+    Args:
+        count: how many; 1: the work is done in this process.
     """
-    if workers <= 1:
-        with one_thread():
-            yield from map(function, items)
-        return
-    # Not fork: this process may hold threads (the progress bar, pyarrow) whose locks a forked child would inherit.
-    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-    if os.name == "posix":
-        _start_server()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Yield function(item) for each item, in order.
+
+        Each process computes on one core: threads of the numeric libraries would only wait for each other. At most
+        four results a process wait to be taken, so memory does not grow with the number of items.
+
+        Raises:
+            EnvironmentFault: a process was killed (out of memory, most often).
+        """
+        if self.count <= 1:
+            with one_thread():
+                yield from map(function, items)
+            return
         try:
-            yield from mapped_ahead(pool, function, items, 4 * workers)
+            yield from mapped_ahead(self._started(), function, items, 4 * self.count)
         except BrokenProcessPool as error:
             raise EnvironmentFault("a worker process died", "", "use fewer --workers if memory is short") from error
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Not fork: this process may hold threads (the progress bar, pyarrow) whose locks a fork would inherit.
+            context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+            if os.name == "posix":
+                _start_server()
+            self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_begin_worker)
+        return self._pool
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool:
+            self._pool.shutdown()
+
+
+def map_ordered(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield function(item) for each item, in order, computed by `workers` processes; as `Processes.map`."""
+    with Processes(workers) as processes:
+        yield from processes.map(function, items)
 
 
 def threaded(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:

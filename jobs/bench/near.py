@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.bench.result import Result, Row, interleaved, measured
+from jobs.bench.watched import Look
 from shards.errors import BadInput
+from shards.parallel import available_cores
 
 MIB = 2**20
 QUICK = 2_000  # images
@@ -57,13 +59,17 @@ def run(images: int, copies: int, repeats: int, audited: bool, command: str) -> 
     features, wanted, _ = planted_features(images, copies)
     drawn = _peak_mib()
     cpu: list[float] = []
+    held: list[float] = []
     found: list[NDArray[np.void]] = []
 
     def search() -> float:
-        before, begin = time.process_time(), time.perf_counter()
-        found[:] = [near_pairs(features, all_pairs=0)]  # by hashes, however few they are
-        cpu.append(time.process_time() - before)
-        return time.perf_counter() - begin
+        with Look(os.getpid()) as look:
+            before, begin = time.process_time(), time.perf_counter()
+            found[:] = [near_pairs(features, all_pairs=0, workers=available_cores())]  # by hashes, however few
+            took = time.perf_counter() - begin
+        cpu.append(time.process_time() - before + sum(look.below.values()))
+        held.append(look.held / MIB)
+        return took
 
     wall = interleaved({"search": search}, repeats)["search"]
     peak, pairs = _peak_mib(), found[0]
@@ -77,6 +83,7 @@ def run(images: int, copies: int, repeats: int, audited: bool, command: str) -> 
         measured("search, wall", wall, "s"),
         measured("search, cpu", cpu, "s"),
         Row("peak memory, drawing and the features included", peak, "MiB"),
+        measured("peak memory of its worker processes", held, "MiB"),
         Row("peak memory before the search", drawn, "MiB"),
         Row("features", features.nbytes / MIB, "MiB"),
         Row("largest cluster", int(np.bincount(connected(images, pairs)).max()), "images"),
@@ -93,9 +100,13 @@ def _audit(thumbnails: NDArray[np.uint8], wanted: NDArray[np.int64]) -> list[Row
     part = np.random.default_rng(1).choice(len(SHARES), len(thumbnails), p=SHARES)
     crossing = wanted[part[wanted[:, 0]] != part[wanted[:, 1]]]
     names = np.array(["train", "val", "test"])[part].tolist()
-    before, begin = time.process_time(), time.perf_counter()
-    result = audit(names, [""] * len(part), [str(row) for row in range(len(part))], thumbnails)
-    wall, cpu = time.perf_counter() - begin, time.process_time() - before
+    with Look(os.getpid()) as look:
+        before, begin = time.process_time(), time.perf_counter()
+        result = audit(
+            names, [""] * len(part), [str(row) for row in range(len(part))], thumbnails, workers=available_cores()
+        )
+        wall = time.perf_counter() - begin
+    cpu = time.process_time() - before + sum(look.below.values())
     listed = np.array([(leak.a, leak.b) for leak in result.leaks], np.int64).reshape(-1, 2)
     known = _codes(crossing[:, 0], crossing[:, 1], len(part))
     right = int(np.isin(_codes(listed[:, 0], listed[:, 1], len(part)), known).sum())

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import psutil
 
@@ -49,13 +50,10 @@ def watched(*arguments: str, cores: int = 0) -> Cost:
         process = subprocess.Popen(bloodcell(*arguments), stdout=said, stderr=subprocess.STDOUT, env=environment)
         if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(process.pid, sorted(os.sched_getaffinity(0))[:cores])
-        look = _Look(process.pid)
-        look.start()
-        _, status, used = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - begin
+        with Look(process.pid) as look:
+            _, status, used = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - begin
         process.returncode = os.waitstatus_to_exitcode(status)
-        look.over.set()
-        look.join()
         if process.returncode:
             said.seek(0)
             lines = said.read().strip().splitlines()
@@ -63,25 +61,46 @@ def watched(*arguments: str, cores: int = 0) -> Cost:
     return Cost(wall, used.ru_utime + used.ru_stime + sum(look.below.values()), look.peak, look.anonymous)
 
 
-class _Look(threading.Thread):
-    """Reads again and again the peak memory of a process, and the processor time of every process below it."""
+class Look(threading.Thread):
+    """Reads again and again the peak memory of a process, and the processor time of every process below it.
+
+    A context manager: it looks as long as the context lasts.
+
+    Attributes:
+        peak, anonymous: as in `Cost`.
+        below: processor time of each process below it, seconds, by pid.
+        held: the most bytes that the processes below it have held together, shared ones counted in each.
+    """
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self.root = psutil.Process(pid)
         self.over = threading.Event()
         self.below: dict[int, float] = {}
-        self.peak = self.anonymous = 0
+        self.peak = self.anonymous = self.held = 0
 
     def run(self) -> None:
         while not self.over.wait(_LOOK):
             with contextlib.suppress(psutil.Error, OSError):
                 peak, anonymous = _memory(self.root)
                 self.peak, self.anonymous = max(self.peak, peak), max(self.anonymous, anonymous)
+                held = 0
                 for child in self.root.children(recursive=True):
                     with contextlib.suppress(psutil.Error):
                         times = child.cpu_times()
                         self.below[child.pid] = times.user + times.system
+                        held += child.memory_info().rss
+                self.held = max(self.held, held)
+
+    def __enter__(self) -> Look:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.over.set()
+        self.join()
 
 
 def _memory(process: psutil.Process) -> tuple[int, int]:

@@ -26,3 +26,8 @@ def test_on_a_terminal_a_bar_says_so(capsys: pytest.CaptureFixture[str], monkeyp
     assert list(console.progress(range(3), "packing", 5, done=2)) == [0, 1, 2]
     last = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", capsys.readouterr().err).strip().splitlines()[-1]
     assert re.search(r"packing .* 5/5 .*/s \d:\d\d:\d\d$", last)
+
+
+def test_the_name_of_a_file_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    console.warn("images/\x1b[2Jcell\x9b.jpg is empty")
+    assert capsys.readouterr().err == "warning: images/\\x1b[2Jcell\\x9b.jpg is empty\n"

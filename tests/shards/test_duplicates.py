@@ -6,6 +6,7 @@ import csv
 import functools
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_planted_copies_are_found_whichever_way_up(planted: Planted, all_pairs: 
 
 
 @pytest.mark.parametrize("all_pairs", [10**9, 0])
-def test_pairs_do_not_depend_on_the_number_of_threads(planted: Planted, all_pairs: int) -> None:
+def test_pairs_do_not_depend_on_the_number_of_workers(planted: Planted, all_pairs: int) -> None:
     features = planted[0][:600]
     one, three = (near_pairs(features, all_pairs=all_pairs, workers=workers) for workers in (1, 3))
     assert (one == three).all()
@@ -212,9 +213,9 @@ def test_of_a_crowd_only_what_can_still_connect_is_compared(
     features = np.concatenate([others, crowd])[rng.permutation(220)]
     compared: list[int] = []
 
-    def compare(first: NDArray, a: NDArray, *rest: NDArray, workers: int) -> NDArray:
+    def compare(first: NDArray, a: NDArray, *rest: Any) -> NDArray:
         compared.append(len(a))
-        return alignment.compare(first, a, *rest, workers=workers)
+        return alignment.compare(first, a, *rest)
 
     monkeypatch.setattr(duplicates, "compare", compare)
     whole = connected(220, near_pairs(features, all_pairs=all_pairs))
