@@ -236,13 +236,13 @@ def _grown(growth: Growth, work: Work) -> DatasetInfo:
             "duplicates": _findings(info, joined),
             "appended": [*info.extra.get("appended", []), entry],
         }
-        parts = list(info.samples)
+        parts, shares = list(info.samples), _shares(info)
         grown = replace(
             info,
             shards=[*info.shards, *shards],
             splits=named_splits(parts, [*info.shards, *shards]),
             samples=counts(everything, parts, info.classes),
-            split={**info.split, **shares_record(everything, parts, info.split["fractions"], info.classes)},
+            split={**info.split, "fractions": shares, **shares_record(everything, parts, shares, info.classes)},
             audit=audited,
             images_in=info.images_in + len(items),
             rejected=info.rejected + len(joined.rejected),
@@ -263,11 +263,17 @@ def _standing(growth: Growth) -> Standing:
     place = {name: i for i, name in enumerate(info.classes)}
     labels = np.array([place[name] for name in items.texts("label")], np.int64)
     samples = Samples(seen.images, items.column("key"), labels, items.texts("group"), items.texts("part"))
-    fractions = dict(info.split["fractions"])
-    appended = len(info.extra.get("appended", []))
-    return Standing(
-        samples, seen.features, info.classes, list(info.samples), fractions, growth.packing.options.seed, appended
-    )
+    appended, seed = len(info.extra.get("appended", [])), growth.packing.options.seed
+    return Standing(samples, seen.features, info.classes, list(info.samples), _shares(info), seed, appended)
+
+
+def _shares(info: DatasetInfo) -> dict[str, float]:
+    """Return the share of each part that images may join: the test part of an official split stays as published."""
+    shares = dict(info.split["fractions"])
+    if info.options.get("keep_splits") and len(shares) > 1 and shares.pop("test", 0.0):
+        total = sum(shares.values())
+        return {part: share / total for part, share in shares.items()}
+    return shares
 
 
 def _check_something(joined: Joined, packing: Packing) -> None:

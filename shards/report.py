@@ -103,9 +103,9 @@ def leak_count(info: DatasetInfo) -> int:
 def counts_table(info: DatasetInfo) -> dict[str, Any]:
     """Return images for each class and part, with the share of its class that each part got and was to get."""
     parts = list(info.samples)
-    # Beside a fixed test set and inside each source the shares are not those of the whole class.
-    plain = not info.split.get("fixed_test") and not info.split.get("sources")
-    asked = (info.split.get("fractions") or {}) if plain else {}
+    asked = info.split.get("fractions") or {}
+    if not set(parts) <= set(asked):  # beside a fixed test set and inside each source, they are not of the whole class
+        asked = {}
     by_class = {name: [info.samples[part].get(name, 0) for part in parts] for name in info.classes}
     totals = {name: sum(counts) for name, counts in by_class.items()}
     whole, most = sum(totals.values()), max(totals.values(), default=0)

@@ -207,6 +207,22 @@ def test_nothing_joins_a_fixed_test_set(tmp_path: Path, beside: dict[str, Any]) 
     assert verify(target)["ok"]
 
 
+def test_nothing_joins_the_test_part_of_an_official_split(tmp_path: Path) -> None:
+    target = tmp_path / "set"
+    tested = {f"test/{c}/{i}.png": noise(500 + 50 * p + i) for p, c in enumerate("ab") for i in range(9)}
+    old = {f"train/{name}": data for name, data in plain(20).items()} | tested
+    pack(fill(tmp_path / "old", old), target, replace(OPTIONS, keep_splits=True))
+    before = read_dataset(target).samples["test"]
+    for count in range(2):
+        new = fresh(8, first=7000 + 100 * count) | {"a/side.png": turned(500)}
+        result = append(fill(tmp_path / f"new{count}", new), target, ONE)
+        assert result["appended"]["packed"] == 16
+        assert result["splits"]["test"] == before
+        assert rejects(target)["a/side.png"][0] == "shared with the fixed test set"
+    assert sum(read_dataset(target).split["fractions"].values()) == pytest.approx(1)
+    assert verify(target)["ok"]
+
+
 def test_a_set_may_grow_several_times(tmp_path: Path) -> None:
     target = tmp_path / "set"
     pack(fill(tmp_path / "old", plain(40)), target, OPTIONS)
