@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bloodcell.config import TORCHS_BUCKET, Config, decode, difference, identity
+from bloodcell.config import FUSABLE, TORCHS_BUCKET, Config, decode, difference, identity
 from shards.atomic import disk_errors, write_json
 from shards.errors import BadInput
 from shards.parallel import available_cores
@@ -67,8 +67,12 @@ class RunFolder:
     def config(self) -> Config:
         """Return the stored config."""
         stored = self.stored()["config"]
-        stored["data"] = {"backend": "dali", **stored.get("data", {})}  # what there was before there was a choice
+        # What there was before there was a choice.
+        stored["data"] = {"backend": "dali", **stored.get("data", {})}
         stored["engine"] = {"bucket_mb": TORCHS_BUCKET, **stored.get("engine", {})}
+        optim, gpu = stored.get("optim", {}), stored["engine"].get("device") == "cuda"
+        fused = gpu and optim.get("name", "adamw") in FUSABLE
+        stored["optim"] = {"fused": "on" if fused else "off", **optim}
         return decode(stored, self.path / "config.json")
 
     def create(self, content: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Everything that decides a run: the tree of fields, and their values from a recipe, from flags, from a run folder."""
 
 from bloodcell.config.tree import (
+    FUSABLE,
     TORCHS_BUCKET,
     Config,
     DataConfig,
@@ -29,6 +30,7 @@ from bloodcell.config.values import (
 )
 
 __all__ = [
+    "FUSABLE",
     "MOVED",
     "SWEEP",
     "TORCHS_BUCKET",

@@ -10,6 +10,9 @@ from msgspec import Meta
 TORCHS_BUCKET = 25
 """MiB of engine.bucket_mb that stand for what torch does when it is told nothing: one of 1 MiB, then such ones."""
 
+FUSABLE = ("adamw", "adam", "sgd")
+"""Optimizers whose step on a group of weights can be one kernel."""
+
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -141,6 +144,9 @@ class OptimConfig:
         "epochs between falls (step); validations without a better one before a fall (plateau)", 10
     )
     clip: Annotated[float, Meta(ge=0)] = about("largest gradient norm; 0 is off", 0.0)
+    fused: Literal["auto", "off", "on"] = about(
+        "one kernel for each group of weights in a step; auto: adamw and adam, on a GPU sgd too", "auto"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ def choose_compile(config: Config, images: int, world: int) -> Choice:
         world: ranks.
     """
     if config.engine.device != "cuda":
-        return Choice(False, "on a CPU compiled steps were slower where they were measured")
+        return Choice(False, "on a CPU it saves 0 to 18 % of a step where it was measured, after up to 100 s")
     if config.engine.strategy != "ddp":
         return Choice(False, f"{config.engine.strategy} runs the network itself")
     if config.model.name not in PUBLISHED:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bloodcell.config import OptimConfig
+from bloodcell.config import FUSABLE, OptimConfig
 from shards.errors import BadInput, nearest
 
 OWN = ("adamw", "adam", "sgd", "rmsprop")
+_FUSED_ON_CPU = ("adamw", "adam")
 
 _BLOCK = re.compile(
     r"(?:[^.]+\.)*?\d+(?=\.)"  # features.3, layer2.0
@@ -21,8 +22,11 @@ _BLOCK = re.compile(
 )
 
 
-def check_optimizer(name: str) -> None:
-    """Raise BadInput unless there is an optimizer of this name."""
+def check_optimizer(config: OptimConfig) -> None:
+    """Raise BadInput unless there is an optimizer of this name, in one kernel where that is asked for."""
+    name = config.name
+    if config.fused == "on" and name not in FUSABLE:
+        raise BadInput(f"{name} has no such kernel", "optim.fused", f"set it to auto, or take {', '.join(FUSABLE)}")
     if name in OWN:
         return
     library, _, wanted = name.partition(":")
@@ -35,6 +39,18 @@ def check_optimizer(name: str) -> None:
         raise BadInput(f"timm has no optimizer {wanted!r}", "optim.name", nearest(wanted, known) or "see timm.optim")
 
 
+def is_fused(config: OptimConfig, device: torch.device) -> bool:
+    """Return whether one kernel does the step of a whole group of weights: what optim.fused says, or auto means.
+
+    On a CPU that halves the time of a training step of AlexNet and VGG16 and takes 5 to 8 % off those of networks with
+    fewer weights (`bloodcell bench engine --setting fused`). There sgd's kernel gives weights other last bits by where
+    in a tensor they lie, so that ZeRO, which lays them out anew, would not end with DDP's; those of adam do not.
+    """
+    if config.fused == "auto":
+        return config.name in (FUSABLE if device.type == "cuda" else _FUSED_ON_CPU)
+    return config.fused == "on"
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device) -> torch.optim.Optimizer:
     """Return the optimizer over the trainable parameters.
 
@@ -44,11 +60,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig, device: torch.device)
     Raises:
         BadInput: no such optimizer, every weight is frozen, or timm's lacks a package or option.
     """
-    check_optimizer(config.name)
+    check_optimizer(config)
     groups = _groups(model, config)
     if not groups:
         raise BadInput("no weight can be trained: all are frozen", "model", "unfreeze some of them")
-    fused = device.type == "cuda"
+    fused = is_fused(config, device)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999), fused=fused)
     if config.name == "adam":

@@ -10,6 +10,7 @@ import torch
 from bloodcell.config import TORCHS_BUCKET, Config, override
 from bloodcell.data.backends import choose_backend, of_reader
 from bloodcell.data.policies import find_policy
+from bloodcell.engine.optim import is_fused
 from bloodcell.models import zoo
 from bloodcell.ranks import Ranks, choose_device, cores_per_rank
 
@@ -50,6 +51,7 @@ def resolve(config: Config, ranks: Ranks, machine: Machine | None = None) -> Con
             "engine.device": device.type,
             "engine.precision": _precision(config.engine.precision, device),
             "engine.threads": config.engine.threads or _torch_threads(cores, device),
+            "optim.fused": "on" if is_fused(config.optim, device) else "off",
         },
     )
 

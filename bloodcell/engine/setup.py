@@ -166,7 +166,7 @@ def check(config: Config, shards: ShardSet, ranks: Ranks) -> None:
         config = override(config, {"data.micro_batch": 1})
     outline = check_model(config)
     check_views(config)
-    check_optimizer(config.optim.name)
+    check_optimizer(config.optim)
     check_strategy(config)
     check_side(config)
     if config.data.on_error == "skip" and not config.data.check:

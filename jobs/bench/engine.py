@@ -49,7 +49,10 @@ QUICK = Sizes("cnn5", 32, 8, 2, 2, 2, ("ddp", "zero2"), 1)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the flags of `bloodcell bench engine`."""
     parser.add_argument(
-        "--model", nargs="+", default=[Sizes.model], help=f"zoo name of the network ({Sizes.model}), of several --real"
+        "--model",
+        nargs="+",
+        default=[Sizes.model],
+        help=f"zoo name of the network ({Sizes.model}); several with --real and --setting",
     )
     parser.add_argument(
         "--real", type=Path, metavar="SET", help="instead: train on a set's images beside tensors held in memory"
@@ -66,7 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--buckets", nargs="+", type=int, metavar="MIB", help="instead: our step under DDP with these engine.bucket_mb"
     )
     parser.add_argument(
-        "--compile", action="store_true", help="instead: compiled steps beside plain ones, one process, all cores"
+        "--setting",
+        choices=["compile", "channels-last", "fused"],
+        help="instead: our steps with such a setting beside those without it, one process, all cores",
     )
     parser.add_argument(
         "--quick", action="store_true", help="a tiny network, few steps: whether it works, not how fast it is"
@@ -81,12 +86,13 @@ def run_arguments(parsed: argparse.Namespace) -> Result:
         from jobs.bench import real
 
         return real.run(parsed.real, parsed.model, parsed.size, parsed.micro_batch, parsed.repeats, parsed.steps)
-    if parsed.compile:
-        from jobs.bench import compiled
+    if parsed.setting:
+        from jobs.bench import settings
 
-        return compiled.run(parsed.model, parsed.size, parsed.micro_batch, parsed.repeats, parsed.steps)
+        numbers = parsed.size, parsed.micro_batch, parsed.repeats, parsed.steps
+        return settings.run(parsed.setting, parsed.model, *numbers)
     if len(parsed.model) > 1:
-        raise BadInput("one network at a time", "--model", "name one, or add --real SET or --compile")
+        raise BadInput("one network at a time", "--model", "name one, or add --real SET or --setting")
     if parsed.buckets:
         return run_buckets(parsed)
     names = ("ddp", *(name for name in parsed.strategies if name != "ddp"))

@@ -68,10 +68,19 @@ def test_sizes_of_buckets_take_turns() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_compiled_steps_take_turns_with_plain_ones() -> None:
+@pytest.mark.parametrize(
+    ("setting", "field", "values"),
+    [
+        ("compile", "engine.compile", ("off", "on")),
+        ("channels-last", "engine.channels_last", ("false", "true")),
+        ("fused", "optim.fused", ("off", "on")),
+    ],
+)
+def test_steps_with_a_setting_take_turns_with_plain_ones(setting: str, field: str, values: tuple[str, str]) -> None:
     words = ("--model", "cnn5", "--size", 32, "--micro-batch", 4, "--repeats", 2, "--steps", 1)
-    done = bloodcell("bench", "engine", "--compile", *words, "--json", fresh=True, timeout=800)
+    done = bloodcell("bench", "engine", "--setting", setting, *words, "--json", fresh=True, timeout=800)
     assert done.code == 0, done.err
     rows = {row["name"]: row for row in done.json["rows"]}
-    assert rows["cnn5, compiled step, CPU-ms/step"]["baseline"] == "cnn5, plain step, CPU-ms/step"
-    assert rows["cnn5, compiling"]["value"] > 0
+    without, with_it = (f"cnn5, {field} {value}, CPU-ms/step" for value in values)
+    assert rows[with_it]["baseline"] == without
+    assert ("cnn5, compiling" in rows) == (setting == "compile")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,14 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 
-from bloodcell.config import LossConfig, OptimConfig, TrainConfig
+from bloodcell.config import Config, LossConfig, OptimConfig, TrainConfig, override
 from bloodcell.engine.average import make_average
 from bloodcell.engine.losses import Loss, build_loss, class_weights
-from bloodcell.engine.optim import add_l1, build_optimizer, set_learning_rate
+from bloodcell.engine.optim import add_l1, build_optimizer, check_optimizer, set_learning_rate
+from bloodcell.engine.resolve import Machine, resolve
 from bloodcell.engine.train import Progress
 from bloodcell.models import zoo
+from bloodcell.ranks import Ranks
 from shards.errors import BadInput
 
 CLASSES, COUNTS = ["Benign", "Early", "Pro"], [10, 30, 60]
@@ -113,6 +117,51 @@ def test_every_optimizer_learns(name: str) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_one_kernel_takes_the_same_steps(name: str) -> None:
+    steps = {}
+    for fused in ("off", "on"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(37, 53), nn.Linear(53, 3))
+        optimizer = build_optimizer(model, OptimConfig(name=name, fused=fused), torch.device("cpu"))
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.ones(4, 37)).square().sum().backward()
+            optimizer.step()
+        assert all(bool(group.get("fused")) == (fused == "on") for group in optimizer.param_groups)
+        steps[fused] = model.state_dict()
+    torch.testing.assert_close(steps["on"], steps["off"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam"])
+def test_one_kernel_gives_the_same_bits_wherever_a_weight_lies(name: str) -> None:
+    """ZeRO lays the weights out anew, and ends with the bits of DDP."""
+    values, gradients = torch.randn(10_007), torch.randn(5, 10_007)
+    found = []
+    for cuts in ([10_007], [1, 2, 3, 7, 1_003, 8_991]):
+        parts = nn.ParameterList(part.clone() for part in torch.split(values, cuts))
+        optimizer = build_optimizer(parts, OptimConfig(name=name, weight_decay=0.1), torch.device("cpu"))
+        for gradient in gradients:
+            for part, own in zip(parts, torch.split(gradient, cuts), strict=True):
+                part.grad = own.clone()
+            optimizer.step()
+        found.append(torch.cat([part.detach() for part in parts]))
+    assert optimizer.param_groups[0]["fused"]
+    assert torch.equal(*found)
+
+
+def test_one_kernel_by_optimizer_and_device_and_refused_where_there_is_none(tmp_path: Path) -> None:
+    def resolved(device: str, **optim: str) -> str:
+        given = {"data.set": str(tmp_path), **{f"optim.{name}": value for name, value in optim.items()}}
+        return resolve(override(Config(), given), Ranks(0, 1, 0, 1, "none"), Machine(device, 4)).optim.fused
+
+    assert [resolved("cpu", name=name) for name in ("adamw", "adam", "sgd", "rmsprop")] == ["on", "on", "off", "off"]
+    assert [resolved("cuda", name=name) for name in ("adamw", "sgd", "rmsprop")] == ["on", "on", "off"]
+    assert [resolved("cpu", name="sgd", fused="on"), resolved("cpu", fused="off")] == ["on", "off"]
+    with pytest.raises(BadInput, match="rmsprop has no such kernel"):
+        check_optimizer(OptimConfig(name="rmsprop", fused="on"))
 
 
 @pytest.mark.parametrize(("name", "said"), [("adamv", "choose one of adamw"), ("timm:lyon", "lion")])

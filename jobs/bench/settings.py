@@ -1,6 +1,7 @@
-"""`bloodcell bench engine --compile`: compiled training steps beside plain ones, in turns, and what compiling costs.
+"""`bloodcell bench engine --setting NAME`: our training steps with a setting of the engine and without it, in turns.
 
-One process with all cores, the same tensors in memory for both. Compiling starts from an empty cache.
+One process with all cores, the same tensors in memory for both. Compiling starts from an empty cache, and what it costs
+is among the rows.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.bench.result import Result, Row, cpu_seconds, measured
 from shards.errors import BadInput
@@ -22,11 +23,25 @@ if TYPE_CHECKING:
     from bloodcell.ranks import Ranks
 
 BATCHES = 4
-PLAIN, COMPILED = "plain step", "compiled step"
+
+SETTINGS: dict[str, tuple[str, Any, Any]] = {
+    # the field of the config, and its values without and with it
+    "compile": ("engine.compile", "off", "on"),
+    "channels-last": ("engine.channels_last", False, True),
+    "fused": ("optim.fused", "off", "on"),
+}
 
 
-def run(models: list[str], size: int, micro_batch: int, repeats: int, steps: int) -> Result:
+def run(setting: str, models: list[str], size: int, micro_batch: int, repeats: int, steps: int) -> Result:
     """Time both kinds of steps for each model.
+
+    Args:
+        setting: one of SETTINGS.
+        models: names of the zoo.
+        size: of the images, pixels.
+        micro_batch: images at once.
+        repeats: turns of each kind.
+        steps: of a turn.
 
     Raises:
         BadInput: no such model, no compiler, or a number is too small.
@@ -50,7 +65,7 @@ def run(models: list[str], size: int, micro_batch: int, repeats: int, steps: int
         options = PackOptions(split="50/50/0", table=str(place / "images" / "truth.csv"), group_column="patient")
         pack(place / "images", place / "set", options)
         shards = ShardSet.open(place / "set")
-        wanted = {name: _config(name, shards, size, micro_batch, ranks) for name in models}
+        wanted = {name: _config(name, setting, shards, size, micro_batch, ranks) for name in models}
         for config in wanted.values():
             check(config, shards, ranks)
         set_threads(next(iter(wanted.values())).engine.threads)
@@ -58,17 +73,18 @@ def run(models: list[str], size: int, micro_batch: int, repeats: int, steps: int
             os.environ[CACHE] = str(place / "compiled")
             with process_group(ranks, torch.device("cpu"), 600.0):
                 for name, config in wanted.items():
-                    table += _rows(name, config, place / "runs" / name, ranks, shards, repeats, steps)
+                    table += _rows(name, setting, config, place / "runs" / name, ranks, shards, repeats, steps)
         finally:
             os.environ.pop(CACHE) if before is None else os.environ.update({CACHE: before})
     flags = f"--model {' '.join(models)} --size {size} --micro-batch {micro_batch} --repeats {repeats} --steps {steps}"
-    return Result(f"bloodcell bench engine --compile {flags}", table)
+    return Result(f"bloodcell bench engine --setting {setting} {flags}", table)
 
 
-def _config(name: str, shards: ShardSet, size: int, micro_batch: int, ranks: Ranks) -> Config:
+def _config(name: str, setting: str, shards: ShardSet, size: int, micro_batch: int, ranks: Ranks) -> Config:
     from bloodcell.config import Config, override
     from bloodcell.engine.resolve import resolve
 
+    field, _, value = SETTINGS[setting]
     flags = {
         "model.name": name,
         "data.set": str(shards.folder),
@@ -76,43 +92,49 @@ def _config(name: str, shards: ShardSet, size: int, micro_batch: int, ranks: Ran
         "data.micro_batch": micro_batch,
         "train.micro_batches": 1,
         "engine.device": "cpu",
-        "engine.compile": "on",
+        field: value,
         "tracking.wandb": "off",
     }
     return resolve(override(Config(), flags), ranks)
 
 
 def _rows(
-    name: str, config: Config, place: Path, ranks: Ranks, shards: ShardSet, repeats: int, steps: int
+    name: str, setting: str, config: Config, place: Path, ranks: Ranks, shards: ShardSet, repeats: int, steps: int
 ) -> list[Row]:
     from bloodcell.config import override
     from bloodcell.engine.batches import training_batches
     from bloodcell.engine.guard import Guard
     from jobs.bench.real import made, take_steps
 
+    field, *values = SETTINGS[setting]
     jobs, spent = {}, {}
-    for title, wanted in ((PLAIN, "off"), (COMPILED, "on")):
+    for value in values:
         begin, used = time.perf_counter(), cpu_seconds()
-        jobs[title] = made(override(config, {"engine.compile": wanted}), place / wanted, ranks, shards)
-        jobs[title].strategy.model.train()
-        spent[title] = cpu_seconds() - used, time.perf_counter() - begin
-    job = jobs[PLAIN]
+        jobs[value] = made(override(config, {field: value}), place / str(value), ranks, shards)
+        jobs[value].strategy.model.train()
+        spent[value] = cpu_seconds() - used, time.perf_counter() - begin
+    job = jobs[values[0]]
     with training_batches(job, 0) as loader:
         batches = itertools.islice(loader, min(BATCHES, job.plan.steps_per_epoch))
         held = [replace(batch, images=batch.images.clone(), labels=batch.labels.clone()) for batch in batches]
-    figures: dict[str, list[tuple[float, float]]] = {title: [] for title in jobs}
+    figures: dict[Any, list[tuple[float, float]]] = {value: [] for value in values}
     guard = Guard(job.device, shards.describe)
     for turn in range(-1, repeats):  # the first one warms up
-        for title in jobs if turn % 2 else reversed(jobs):
+        for value in values if turn % 2 else reversed(values):
             begin, used = time.perf_counter(), time.process_time()
-            take_steps(jobs[title], guard, itertools.cycle(held), steps)
+            take_steps(jobs[value], guard, itertools.cycle(held), steps)
             took = time.process_time() - used, time.perf_counter() - begin
             if turn >= 0:
-                figures[title].append((1000 * took[0] / steps, 1000 * took[1] / steps))
+                figures[value].append((1000 * took[0] / steps, 1000 * took[1] / steps))
+    without, with_it = (f"{name}, {field} {str(value).lower()}" for value in values)
     rows = []
     for column, unit in enumerate(("CPU-ms/step", "ms/step")):
-        plain, compiled = ([one[column] for one in figures[title]] for title in (PLAIN, COMPILED))
-        base = f"{name}, {PLAIN}, {unit}"
-        rows += [measured(base, plain, unit), measured(f"{name}, {COMPILED}, {unit}", compiled, unit, base, plain)]
-    cost = [spent[COMPILED][column] - spent[PLAIN][column] for column in (0, 1)]
+        base, other = ([one[column] for one in figures[value]] for value in values)
+        rows += [
+            measured(f"{without}, {unit}", base, unit),
+            measured(f"{with_it}, {unit}", other, unit, f"{without}, {unit}", base),
+        ]
+    if setting != "compile":
+        return rows
+    cost = [spent[values[1]][column] - spent[values[0]][column] for column in (0, 1)]
     return [*rows, Row(f"{name}, compiling", cost[0], "CPU-s"), Row(f"{name}, compiling, wall", cost[1], "s")]
