@@ -13,7 +13,6 @@ from bloodcell.config import FUSABLE, OptimConfig
 from shards.errors import BadInput, nearest
 
 OWN = ("adamw", "adam", "sgd", "rmsprop")
-_FUSED_ON_CPU = ("adamw", "adam")
 
 _BLOCK = re.compile(
     r"(?:[^.]+\.)*?\d+(?=\.)"  # features.3, layer2.0
@@ -43,11 +42,11 @@ def is_fused(config: OptimConfig, device: torch.device) -> bool:
     """Return whether one kernel does the step of a whole group of weights: what optim.fused says, or auto means.
 
     On a CPU that halves the time of a training step of AlexNet and VGG16 and takes 5 to 8 % off those of networks with
-    fewer weights (`bloodcell bench engine --setting fused`). There sgd's kernel gives weights other last bits by where
-    in a tensor they lie, so that ZeRO, which lays them out anew, would not end with DDP's; those of adam do not.
+    fewer weights (`bloodcell bench engine --setting fused`). But there the last bits of a weight depend on where in a
+    tensor it lies, so that ZeRO, which lays them out anew, would not end with DDP's.
     """
     if config.fused == "auto":
-        return config.name in (FUSABLE if device.type == "cuda" else _FUSED_ON_CPU)
+        return device.type == "cuda" and config.name in FUSABLE
     return config.fused == "on"
 
 
