@@ -84,3 +84,4 @@ def test_steps_with_a_setting_take_turns_with_plain_ones(setting: str, field: st
     without, with_it = (f"cnn5, {field} {value}, CPU-ms/step" for value in values)
     assert rows[with_it]["baseline"] == without
     assert ("cnn5, compiling" in rows) == (setting == "compile")
+    assert setting != "compile" or rows["cnn5, compiling"]["value"] > 0
